@@ -1,0 +1,1 @@
+"""Datasets, indices, samplers, tokenizers and text preparation."""

@@ -1,0 +1,1 @@
+"""Transformer layers in plain PyTorch; they know no rank."""

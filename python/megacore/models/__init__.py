@@ -1,0 +1,1 @@
+"""Models in plain PyTorch; they know no rank."""

@@ -1,0 +1,1 @@
+"""Operations: one module per op, with autograd and a plain-PyTorch reference beside it."""

@@ -1,0 +1,1 @@
+"""Optimizers, schedules, mixed precision and gradient buffers."""
