@@ -91,7 +91,7 @@ class ScheduleConfig:
     override_opt_param_scheduler: bool = flag(
         "--override-opt_param-scheduler",
         default=False,
-        help="take scheduler values from the command line instead of the checkpoint (mind the mixed dash/underscore spelling)",
+        help="take scheduler values from the command line instead of the checkpoint",
     )
     use_checkpoint_opt_param_scheduler: bool = flag(
         "--use-checkpoint-opt_param-scheduler",
