@@ -1,0 +1,133 @@
+"""Self-attention with grouped key/value heads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from megacore.layers.core_attention import cached_attention, causal_attention, packed_attention
+from megacore.layers.kv_cache import KVCache
+from megacore.layers.linear import Linear, NormLinear
+from megacore.layers.norm import Norm
+from megacore.layers.rotary import RotaryTable, rotate
+from megacore.layers.spec import TransformerSpec
+
+
+@dataclass(frozen=True)
+class AttentionContext:
+    """What every layer of one forward pass shares.
+
+    Attributes:
+        rotary: Angles of the tokens, or None.
+        document_lengths: Tokens of each packed document of the flattened batch, or None.
+        cache: Keys and values of earlier tokens, or None.
+        cache_positions: [B, n] positions in the cache of the tokens of this pass; None when all
+            cached keys are visible to every query.
+    """
+
+    rotary: RotaryTable | None = None
+    document_lengths: tuple[int, ...] | None = None
+    cache: KVCache | None = None
+    cache_positions: Tensor | None = None
+
+
+class SelfAttention(nn.Module):
+    """Norm, fused query/key/value projection, core attention, output projection.
+
+    The rows of `linear_qkv` are grouped by key/value head: for each group its query heads, then
+    its key head, then its value head.
+
+    Args:
+        spec: Shape and numerics.
+        layer_idx: From 0.
+        recompute_core: Redo core attention in backward instead of keeping its activations.
+        dtype: Dtype of the parameters.
+        device: Device of the parameters.
+    """
+
+    def __init__(
+        self,
+        spec: TransformerSpec,
+        *,
+        layer_idx: int,
+        recompute_core: bool,
+        dtype: torch.dtype,
+        device: torch.device | str | None,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.layer_idx = layer_idx
+        self.recompute_core = recompute_core
+        self.layer_scale = layer_idx + 1 if spec.scale_by_layer else 1
+        qkv_size = (spec.num_heads + 2 * spec.num_groups) * spec.head_dim
+        self.linear_qkv = NormLinear(
+            spec.hidden_size,
+            qkv_size,
+            bias=spec.linear_bias or spec.qkv_bias,
+            spec=spec,
+            dtype=dtype,
+            device=device,
+        )
+        self.q_layernorm: Norm | None = None
+        self.k_layernorm: Norm | None = None
+        if spec.qk_layernorm:
+            self.q_layernorm = Norm(spec.head_dim, spec=spec, dtype=dtype, device=device)
+            self.k_layernorm = Norm(spec.head_dim, spec=spec, dtype=dtype, device=device)
+        self.linear_proj = Linear(
+            spec.num_heads * spec.head_dim,
+            spec.hidden_size,
+            bias=spec.linear_bias,
+            dtype=dtype,
+            device=device,
+        )
+
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
+        """Attend within normalised `x` [B, S, H]; returns the branch's output [B, S, H]."""
+        q, k, v = self._project(x)
+        if self.q_layernorm is not None and self.k_layernorm is not None:
+            q, k = self.q_layernorm(q), self.k_layernorm(k)
+        if context.rotary is not None:
+            q = rotate(q.flatten(2, 3), context.rotary).view(q.shape)
+            k = rotate(k, context.rotary)
+        if context.cache is not None:
+            out = self._attend_cached(q, k, v, context)
+        elif self.recompute_core and self.training and torch.is_grad_enabled():
+            out = checkpoint(self._attend, q, k, v, context, use_reentrant=False)
+        else:
+            out = self._attend(q, k, v, context)
+        projected: Tensor = self.linear_proj(out)
+        return projected
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q [B, S, G, R, D], k and v [B, S, G, D] as views of one product."""
+        spec = self.spec
+        ratio = spec.num_heads // spec.num_groups
+        batch, length = x.shape[:2]
+        qkv = self.linear_qkv(x).view(batch, length, spec.num_groups, ratio + 2, spec.head_dim)
+        if ratio == 1:
+            q, k, v = qkv.unbind(3)
+            return q[:, :, :, None], k, v
+        q, k, v = qkv.split((ratio, 1, 1), dim=3)
+        return q, k[:, :, :, 0], v[:, :, :, 0]
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
+        dropout = self.spec.attention_dropout if self.training else 0.0
+        if context.document_lengths is None:
+            return causal_attention(q, k, v, dropout=dropout, layer_scale=self.layer_scale)
+        return packed_attention(
+            q, k, v, context.document_lengths, dropout=dropout, layer_scale=self.layer_scale
+        )
+
+    def _attend_cached(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
+        cache = context.cache
+        assert cache is not None
+        first = cache.empty
+        keys, values = cache.store(self.layer_idx, k, v)
+        if first:
+            return causal_attention(q, k, v, layer_scale=self.layer_scale)
+        return cached_attention(
+            q, keys, values, context.cache_positions, layer_scale=self.layer_scale
+        )

@@ -1,0 +1,101 @@
+"""Token and position embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class _Lookup(torch.autograd.Function):
+    """Rows of a table; the gradient of a row is summed in float32.
+
+    PyTorch's CPU gradient adds in the dtype of the table: in bfloat16 a sum over a frequent
+    token stops growing after a few hundred occurrences.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, indices: Tensor) -> Tensor:
+        ctx.save_for_backward(indices)
+        ctx.table_shape, ctx.table_dtype = table.shape, table.dtype
+        return F.embedding(indices, table)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (indices,) = ctx.saved_tensors
+        grad = grads[0].reshape(-1, ctx.table_shape[1])
+        accumulator = torch.float64 if grad.dtype == torch.float64 else torch.float32
+        total = torch.zeros(ctx.table_shape, dtype=accumulator, device=grad.device)
+        total.index_add_(0, indices.reshape(-1), grad.to(accumulator))
+        return total.to(ctx.table_dtype), None
+
+
+def lookup(table: Tensor, indices: Tensor) -> Tensor:
+    """Rows `indices` [...] of `table` [n, h] as [..., h]."""
+    if table.dtype in (torch.bfloat16, torch.float16):
+        result = _Lookup.apply(table, indices)
+        assert isinstance(result, Tensor)
+        return result
+    return F.embedding(indices, table)
+
+
+class Table(nn.Module):
+    """An embedding table: one `weight` [rows, width]."""
+
+    def __init__(
+        self, rows: int, width: int, *, dtype: torch.dtype, device: torch.device | str | None
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, width, dtype=dtype, device=device))
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """Rows `indices` [...] as [..., width]."""
+        return lookup(self.weight, indices)
+
+
+class Embedding(nn.Module):
+    """Word embedding plus, optionally, a learned position embedding; then dropout.
+
+    Args:
+        vocab_size: Rows of the word table (padded vocabulary).
+        hidden_size: Width of both tables.
+        num_positions: Rows of the position table; None for no learned positions.
+        dropout: Drop probability in training.
+        fp32_residual: Return float32 whatever the dtype of the tables.
+        dtype: Dtype of the tables.
+        device: Device of the tables.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        *,
+        num_positions: int | None,
+        dropout: float,
+        fp32_residual: bool,
+        dtype: torch.dtype,
+        device: torch.device | str | None,
+    ) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.fp32_residual = fp32_residual
+        self.word_embeddings = Table(vocab_size, hidden_size, dtype=dtype, device=device)
+        self.position_embeddings: Table | None = None
+        if num_positions is not None:
+            self.position_embeddings = Table(
+                num_positions, hidden_size, dtype=dtype, device=device
+            )
+
+    def forward(self, tokens: Tensor, position_ids: Tensor) -> Tensor:
+        """Embed `tokens` [B, S] at `position_ids` [B or 1, S]; returns [B, S, H]."""
+        x = self.word_embeddings(tokens)
+        if self.position_embeddings is not None:
+            x = x + self.position_embeddings(position_ids)
+        if self.fp32_residual:
+            x = x.float()
+        if self.training and self.dropout > 0.0:
+            x = F.dropout(x, self.dropout)
+        return x

@@ -1,0 +1,62 @@
+"""Linear layers; weights are [out, in] and start uninitialised (see `models.initialization`)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megacore.layers.norm import normalize
+from megacore.layers.spec import TransformerSpec
+
+
+class Linear(nn.Module):
+    """y = x W^T + b."""
+
+    def __init__(
+        self,
+        in_size: int,
+        out_size: int,
+        *,
+        bias: bool,
+        dtype: torch.dtype,
+        device: torch.device | str | None,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_size, in_size, dtype=dtype, device=device))
+        self.bias: nn.Parameter | None
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_size, dtype=dtype, device=device))
+        else:
+            self.register_parameter("bias", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `x` [..., in] to [..., out]."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class NormLinear(Linear):
+    """A norm and the linear layer that follows it, with the norm's parameters as its own."""
+
+    def __init__(
+        self,
+        in_size: int,
+        out_size: int,
+        *,
+        bias: bool,
+        spec: TransformerSpec,
+        dtype: torch.dtype,
+        device: torch.device | str | None,
+    ) -> None:
+        super().__init__(in_size, out_size, bias=bias, dtype=dtype, device=device)
+        self.spec = spec
+        self.layer_norm_weight = nn.Parameter(torch.empty(in_size, dtype=dtype, device=device))
+        self.layer_norm_bias: nn.Parameter | None
+        if spec.normalization == "LayerNorm":
+            self.layer_norm_bias = nn.Parameter(torch.empty(in_size, dtype=dtype, device=device))
+        else:
+            self.register_parameter("layer_norm_bias", None)
+
+    def normalized(self, x: Tensor) -> Tensor:
+        """The norm alone: `x` [..., in] to [..., in] in the dtype of the weights."""
+        return normalize(x, self.layer_norm_weight, self.layer_norm_bias, self.spec)

@@ -1,0 +1,53 @@
+"""The feed-forward branch of a transformer layer."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megacore.layers.linear import Linear, NormLinear
+from megacore.layers.spec import Activation, TransformerSpec
+
+
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """Apply the non-linearity to `x` [..., F] (gated: [..., 2F], gate first); returns [..., F]."""
+    if activation == "gelu_tanh":
+        return F.gelu(x, approximate="tanh")
+    if activation == "gelu_erf":
+        return F.gelu(x)
+    if activation == "squared_relu":
+        return F.relu(x).square()
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+
+class MLP(nn.Module):
+    """Norm, `linear_fc1`, activation, `linear_fc2`."""
+
+    def __init__(
+        self,
+        spec: TransformerSpec,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str | None,
+    ) -> None:
+        super().__init__()
+        self.activation = spec.activation
+        inner = spec.ffn_hidden_size
+        self.linear_fc1 = NormLinear(
+            spec.hidden_size,
+            2 * inner if spec.activation == "swiglu" else inner,
+            bias=spec.linear_bias,
+            spec=spec,
+            dtype=dtype,
+            device=device,
+        )
+        self.linear_fc2 = Linear(
+            inner, spec.hidden_size, bias=spec.linear_bias, dtype=dtype, device=device
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map normalised `x` [..., H] to the branch's output [..., H]."""
+        out: Tensor = self.linear_fc2(activate(self.linear_fc1(x), self.activation))
+        return out

@@ -1,0 +1,89 @@
+"""The shape and numerics of a transformer stack, with every default already resolved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Activation = Literal["gelu_tanh", "gelu_erf", "swiglu", "squared_relu"]
+NormKind = Literal["LayerNorm", "RMSNorm"]
+RecomputeKind = Literal["none", "selective", "uniform", "block"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotarySpec:
+    """Rotary position embedding.
+
+    Attributes:
+        dim: Leading lanes of each head that are rotated; even.
+        base: Base of the geometric series of wavelengths.
+        interleaved: Pair lanes (0, 1), (2, 3), ... instead of (0, dim/2), (1, dim/2 + 1), ...
+        interpolation: Positions are divided by this before use.
+    """
+
+    dim: int
+    base: float
+    interleaved: bool
+    interpolation: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecomputeSpec:
+    """Which activations are recomputed in backward instead of kept.
+
+    Attributes:
+        kind: "selective" redoes core attention; "uniform" keeps only the input of each group of
+            `num_layers` layers; "block" does so for each of the first `num_layers` layers.
+        num_layers: See `kind`.
+    """
+
+    kind: RecomputeKind = "none"
+    num_layers: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerSpec:
+    """A decoder-only stack.
+
+    Attributes:
+        num_layers: Depth L.
+        hidden_size: Width H of the residual stream.
+        ffn_hidden_size: Inner width F of the MLP (of each half when gated).
+        num_heads: Query heads N.
+        num_groups: Key/value heads G; divides N.
+        head_dim: Width D of a head; N * D need not equal H.
+        normalization: Kind of every norm, the ones of q and k included.
+        norm_epsilon: Added to the variance (LayerNorm) or mean square (RMSNorm).
+        zero_centered_norm: Norm weights are stored minus one.
+        activation: Non-linearity of the MLP.
+        linear_bias: Biases in all linear layers.
+        qkv_bias: Bias in the query/key/value projection.
+        qk_layernorm: Norm over the head width of q and k, before rotation.
+        residual_after_norm: The residual branch starts behind the norm instead of before it.
+        fp32_residual: The residual stream is kept in float32.
+        attention_dropout: Drop probability of attention weights.
+        hidden_dropout: Drop probability of embeddings and of each branch's output.
+        scale_by_layer: Queries are additionally divided by the layer number and the scores
+            multiplied back after the product, which keeps float16 products in range.
+        rotary: Rotary embedding, or None.
+    """
+
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_heads: int
+    num_groups: int
+    head_dim: int
+    normalization: NormKind
+    norm_epsilon: float
+    zero_centered_norm: bool
+    activation: Activation
+    linear_bias: bool
+    qkv_bias: bool
+    qk_layernorm: bool
+    residual_after_norm: bool
+    fp32_residual: bool
+    attention_dropout: float
+    hidden_dropout: float
+    scale_by_layer: bool
+    rotary: RotarySpec | None

@@ -1,0 +1,207 @@
+"""GPT: a decoder-only language model with every dense architecture choice of `ModelConfig`."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megacore.errors import UsageError
+from megacore.layers.attention import AttentionContext
+from megacore.layers.cross_entropy import cross_entropy
+from megacore.layers.embedding import Embedding
+from megacore.layers.kv_cache import KVCache
+from megacore.layers.rotary import rotary_table
+from megacore.layers.transformer import TransformerBlock
+from megacore.models.config import ModelConfig, RecomputeConfig
+from megacore.models.resolve import recompute_spec, transformer_spec
+
+
+class OutputLayer(nn.Module):
+    """Projection to the vocabulary; without a weight of its own when the embedding is tied."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        *,
+        tied: bool,
+        dtype: torch.dtype,
+        device: torch.device | str | None,
+    ) -> None:
+        super().__init__()
+        self.weight: nn.Parameter | None
+        if tied:
+            self.register_parameter("weight", None)
+        else:
+            self.weight = nn.Parameter(
+                torch.empty(vocab_size, hidden_size, dtype=dtype, device=device)
+            )
+
+    def forward(self, hidden: Tensor, tied_weight: Tensor) -> Tensor:
+        """Logits [..., V] of `hidden` [..., H]."""
+        return F.linear(hidden, tied_weight if self.weight is None else self.weight)
+
+
+class GPTModel(nn.Module):
+    """A decoder-only transformer.
+
+    Parameters are uninitialised until `models.initialization.init_weights` or a checkpoint fills
+    them. Their names and shapes are those of Megatron-Core's GPT.
+
+    Args:
+        config: Architecture; derived defaults are filled in.
+        padded_vocab_size: Rows of the word embedding.
+        recompute: Which activations are recomputed in backward; None keeps all.
+        dtype: Dtype of every parameter and, but for the residual stream with
+            `fp32_residual_connection`, of the activations.
+        device: Device of the parameters ("meta" for a model without memory).
+        fp16_lm_cross_entropy: Compute the loss of float16 logits in float16.
+
+    Raises:
+        ConfigError: A needed size is missing or the sizes do not fit together.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        padded_vocab_size: int,
+        recompute: RecomputeConfig | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        fp16_lm_cross_entropy: bool = False,
+    ) -> None:
+        super().__init__()
+        spec = transformer_spec(config)
+        self.spec = spec
+        self.dtype = dtype
+        self.padded_vocab_size = padded_vocab_size
+        # A learned table limits the length; other kinds of position do not.
+        learned = config.position_embedding_type == "learned_absolute" and spec.rotary is None
+        self.max_positions = config.max_position_embeddings if learned else None
+        self.fp16_lm_cross_entropy = fp16_lm_cross_entropy
+        self.embedding = Embedding(
+            padded_vocab_size,
+            spec.hidden_size,
+            num_positions=self.max_positions,
+            dropout=spec.hidden_dropout,
+            fp32_residual=spec.fp32_residual,
+            dtype=dtype,
+            device=device,
+        )
+        self.decoder = TransformerBlock(
+            spec, recompute=recompute_spec(recompute), dtype=dtype, device=device
+        )
+        self.output_layer = OutputLayer(
+            padded_vocab_size,
+            spec.hidden_size,
+            tied=not config.untie_embeddings_and_output_weights,
+            dtype=dtype,
+            device=device,
+        )
+
+    def forward(
+        self,
+        tokens: Tensor,
+        position_ids: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Logits, or losses when labels are given.
+
+        Args:
+            tokens: [B, S] int64.
+            position_ids: [B, S] or [1, S] int64; default 0 to S - 1, or the positions behind
+                the tokens in `cache`.
+            labels: [B, S] int64.
+            cu_seqlens: [n + 1] int32, ends of packed documents in the flattened batch, from 0 to
+                B * S; attention stays inside a document. Costs one read back to the host.
+            cache: Earlier keys and values; the new ones are added, the caller advances it.
+
+        Returns:
+            Logits [B, S, V] in the model's dtype, or the loss of every token [B, S] in float32.
+
+        Raises:
+            UsageError: Tokens beyond the learned positions, or inconsistent arguments.
+        """
+        hidden = self._hidden(tokens, position_ids, cu_seqlens, cache)
+        weight = self.embedding.word_embeddings.weight
+        logits: Tensor = self.output_layer(hidden, weight)
+        if labels is None:
+            return logits
+        losses = cross_entropy(
+            logits.flatten(0, 1), labels.reshape(-1), in_half=self.fp16_lm_cross_entropy
+        )
+        return losses.view(labels.shape)
+
+    def last_logits(self, tokens: Tensor, last: Tensor, *, cache: KVCache) -> Tensor:
+        """Logits [B, V] behind token `last[b]` of each row, without those of the other tokens.
+
+        Args:
+            tokens: [B, S] int64, appended to `cache`.
+            last: [B] int64, each in [0, S).
+            cache: Earlier keys and values.
+        """
+        hidden = self._hidden(tokens, None, None, cache)
+        hidden = hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
+        logits: Tensor = self.output_layer(hidden, self.embedding.word_embeddings.weight)
+        return logits
+
+    def _hidden(
+        self,
+        tokens: Tensor,
+        position_ids: Tensor | None,
+        cu_seqlens: Tensor | None,
+        cache: KVCache | None,
+    ) -> Tensor:
+        batch, length = tokens.shape
+        cache_positions = None
+        if cache is not None:
+            positions = cache.positions(length)
+            self._check_length(cache.longest + length)
+            if position_ids is None:
+                position_ids = positions[:1] if cache.equal_lengths else positions
+            if not cache.empty and not (cache.equal_lengths and length == 1):
+                cache_positions = positions
+        elif position_ids is None:
+            self._check_length(length)
+            position_ids = torch.arange(length, device=tokens.device)[None]
+        document_lengths = None
+        if cu_seqlens is not None:
+            if cache is not None:
+                raise UsageError("packed documents (cu_seqlens) cannot be used with a cache")
+            document_lengths = _document_lengths(cu_seqlens, batch * length)
+        rotary = None
+        if self.spec.rotary is not None:
+            rotary = rotary_table(position_ids, self.spec.rotary, dtype=self.dtype)
+        context = AttentionContext(
+            rotary=rotary,
+            document_lengths=document_lengths,
+            cache=cache,
+            cache_positions=cache_positions,
+        )
+        hidden: Tensor = self.decoder(self.embedding(tokens, position_ids), context)
+        return hidden
+
+    def _check_length(self, length: int) -> None:
+        if self.max_positions is not None and length > self.max_positions:
+            raise UsageError(
+                f"a sequence of {length} tokens is longer than the {self.max_positions} learned "
+                "positions of the model (--max-position-embeddings)"
+            )
+
+
+def _document_lengths(cu_seqlens: Tensor, num_tokens: int) -> tuple[int, ...]:
+    ends: list[int] = cu_seqlens.tolist()
+    if len(ends) < 2 or ends[0] != 0 or ends[-1] != num_tokens:
+        raise UsageError(
+            f"cu_seqlens must run from 0 to the {num_tokens} tokens of the batch, "
+            f"found {ends[:1]} to {ends[-1:]}"
+        )
+    lengths = tuple(last - first for first, last in zip(ends, ends[1:], strict=False))
+    if min(lengths) < 0:
+        raise UsageError("cu_seqlens must not decrease")
+    return tuple(length for length in lengths if length > 0)
