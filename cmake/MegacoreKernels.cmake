@@ -26,13 +26,17 @@ if(MEGACORE_KERNEL_CPU)
     megacore_isa(baseline)
     if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
         megacore_isa(avx2 -mavx2 -mfma -mf16c)
-        megacore_isa(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c)
+        megacore_isa(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c
+            # GCC warns about the deliberately undefined registers in its own intrinsics.
+            -Wno-uninitialized -Wno-maybe-uninitialized)
+        set(x86_isas MEGACORE_X86_ISAS=1)
     endif()
 endif()
 
 if(MEGACORE_KERNEL_HOST OR MEGACORE_KERNEL_CPU)
     add_library(megacore_kernels STATIC ${MEGACORE_ISA_OBJECTS} ${MEGACORE_KERNEL_HOST})
     target_link_libraries(megacore_kernels PUBLIC megacore_core)
+    target_compile_definitions(megacore_kernels PRIVATE ${x86_isas})
 else()
     add_library(megacore_kernels INTERFACE)
     target_link_libraries(megacore_kernels INTERFACE megacore_core)

@@ -17,7 +17,9 @@ public:
 namespace detail {
 
 /// Throws Error with `message` followed by the source position and the failed condition.
-[[noreturn]] void throw_check_failure(const char* file, int line, const char* condition,
+[[noreturn]] void throw_check_failure(const char* file,
+                                      int line,
+                                      const char* condition,
                                       const std::string& message);
 
 template <class... Parts>
@@ -32,11 +34,10 @@ std::string concatenate(Parts&&... parts) {
 
 /// Throws megacore::Error unless `condition` holds. The remaining arguments are streamed into the
 /// message: name the tensor or file, then what was expected and what was found.
-#define MEGACORE_CHECK(condition, ...)                                                  \
-    do {                                                                                \
-        if (!(condition)) [[unlikely]] {                                                \
-            ::megacore::detail::throw_check_failure(__FILE__, __LINE__, #condition,     \
-                                                    ::megacore::detail::concatenate(    \
-                                                        __VA_ARGS__));                  \
-        }                                                                               \
+#define MEGACORE_CHECK(condition, ...)                                                         \
+    do {                                                                                       \
+        if (!(condition)) [[unlikely]] {                                                       \
+            ::megacore::detail::throw_check_failure(                                           \
+                __FILE__, __LINE__, #condition, ::megacore::detail::concatenate(__VA_ARGS__)); \
+        }                                                                                      \
     } while (false)

@@ -1,0 +1,175 @@
+/// torch.ops.megacore.*: from torch's stable tensors to the kernels' views, for any backend.
+///
+/// A Backend gives the kernels of one device and says where work is queued; ops_cpu.cpp and
+/// ops_cuda.cpp each register all ops for theirs. The schemas are defined in python/megacore/ops.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <tuple>
+
+#include "core/check.h"
+#include "core/nvtx.h"
+#include "kernels/adamw.h"
+#include "kernels/norm.h"
+
+namespace megacore::bindings {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline DType to_dtype(const char* name, ScalarType type) {
+    switch (type) {
+        case ScalarType::Float:
+            return DType::kFloat32;
+        case ScalarType::BFloat16:
+            return DType::kBFloat16;
+        case ScalarType::Half:
+            return DType::kFloat16;
+        case ScalarType::Double:
+            return DType::kFloat64;
+        case ScalarType::Int:
+            return DType::kInt32;
+        case ScalarType::Long:
+            return DType::kInt64;
+        default:
+            throw Error(detail::concatenate(name,
+                                            ": element type number ",
+                                            static_cast<int>(type),
+                                            " is not supported by megacore's kernels"));
+    }
+}
+
+/// The tensor as it is.
+inline TensorView view(const char* name, const Tensor& tensor) {
+    TensorView result{.name = name, .data = tensor.data_ptr()};
+    result.dtype = to_dtype(name, tensor.scalar_type());
+    MEGACORE_CHECK(tensor.dim() <= kMaxRank,
+                   name,
+                   ": at most ",
+                   kMaxRank,
+                   " dimensions, found ",
+                   tensor.dim());
+    result.rank = static_cast<int>(tensor.dim());
+    const auto sizes = tensor.sizes();
+    const auto strides = tensor.strides();
+    for (int dim = 0; dim < result.rank; ++dim) {
+        result.sizes[dim] = sizes[dim];
+        result.strides[dim] = strides[dim];
+    }
+    return result;
+}
+
+/// An absent tensor gives an absent view.
+inline TensorView view(const char* name, const std::optional<Tensor>& tensor) {
+    return tensor.has_value() ? view(name, *tensor) : TensorView{.name = name};
+}
+
+/// A contiguous tensor [..., H] as rows [M, H].
+inline TensorView rows(const char* name, const Tensor& tensor) {
+    MEGACORE_CHECK(tensor.dim() >= 1, name, ": expected at least one dimension, found a scalar");
+    MEGACORE_CHECK(tensor.is_contiguous(), name, ": expected a contiguous tensor");
+    const std::int64_t hidden = tensor.size(tensor.dim() - 1);
+    const std::int64_t count = hidden == 0 ? 0 : tensor.numel() / hidden;
+    return contiguous_view(
+        name, tensor.data_ptr(), to_dtype(name, tensor.scalar_type()), {count, hidden});
+}
+
+/// y, mean (no elements for RMSNorm), rstd.
+template <class Backend>
+std::tuple<Tensor, Tensor, Tensor> norm_forward(const Tensor& x,
+                                                const Tensor& weight,
+                                                const std::optional<Tensor>& bias,
+                                                double eps,
+                                                bool zero_centered,
+                                                bool subtract_mean) {
+    const NvtxRange range("megacore::norm_forward");
+    const Backend backend(x);
+    NormForward args{.x = rows("x", x), .weight = view("weight", weight)};
+    const std::int64_t num_rows = args.x.sizes[0];
+    Tensor out = torch::stable::empty_like(x);
+    Tensor mean = torch::stable::new_empty(x, {subtract_mean ? num_rows : 0}, ScalarType::Float);
+    Tensor rstd = torch::stable::new_empty(x, {num_rows}, ScalarType::Float);
+    args.out = rows("out", out);
+    if (subtract_mean) args.mean = view("mean", mean);
+    args.rstd = view("rstd", rstd);
+    args.bias = view("bias", bias);
+    args.eps = static_cast<float>(eps);
+    args.zero_centered = zero_centered;
+    backend.norm_forward(args);
+    return {std::move(out), std::move(mean), std::move(rstd)};
+}
+
+/// dx, dweight, dbias (no elements unless has_bias).
+template <class Backend>
+std::tuple<Tensor, Tensor, Tensor> norm_backward(const Tensor& dout,
+                                                 const Tensor& x,
+                                                 const Tensor& weight,
+                                                 const Tensor& mean,
+                                                 const Tensor& rstd,
+                                                 bool zero_centered,
+                                                 bool subtract_mean,
+                                                 bool has_bias) {
+    const NvtxRange range("megacore::norm_backward");
+    const Backend backend(x);
+    NormBackward args{.dout = rows("dout", dout), .x = rows("x", x)};
+    const std::int64_t hidden = args.x.sizes[1];
+    const std::int64_t workspace_size = Backend::norm_backward_workspace(args.x.sizes[0], hidden);
+    Tensor dx = torch::stable::empty_like(x);
+    Tensor dweight = torch::stable::empty_like(weight);
+    Tensor dbias = torch::stable::new_empty(weight, {has_bias ? hidden : 0});
+    Tensor workspace = torch::stable::new_empty(x, {workspace_size}, ScalarType::Float);
+    args.dx = rows("dx", dx);
+    args.dweight = view("dweight", dweight);
+    if (has_bias) args.dbias = view("dbias", dbias);
+    args.weight = view("weight", weight);
+    if (subtract_mean) args.mean = view("mean", mean);
+    args.rstd = view("rstd", rstd);
+    args.zero_centered = zero_centered;
+    args.workspace = view("workspace", workspace);
+    backend.norm_backward(args);
+    return {std::move(dx), std::move(dweight), std::move(dbias)};
+}
+
+template <class Backend>
+void adamw_step(const Tensor& param,
+                const Tensor& exp_avg,
+                const Tensor& exp_avg_sq,
+                const std::optional<Tensor>& model_param,
+                const Tensor& grad,
+                double lr,
+                double beta1,
+                double beta2,
+                double eps,
+                double weight_decay,
+                std::int64_t step,
+                double grad_scale) {
+    const NvtxRange range("megacore::adamw_step");
+    const Backend backend(param);
+    backend.adamw_step({
+        .param = view("param", param),
+        .exp_avg = view("exp_avg", exp_avg),
+        .exp_avg_sq = view("exp_avg_sq", exp_avg_sq),
+        .model_param = view("model_param", model_param),
+        .grad = view("grad", grad),
+        .lr = lr,
+        .beta1 = beta1,
+        .beta2 = beta2,
+        .eps = eps,
+        .weight_decay = weight_decay,
+        .grad_scale = grad_scale,
+        .step = step,
+    });
+}
+
+template <class Backend>
+void register_ops(torch::stable::detail::StableLibrary& library) {
+    library.impl("norm_forward", TORCH_BOX(&norm_forward<Backend>));
+    library.impl("norm_backward", TORCH_BOX(&norm_backward<Backend>));
+    library.impl("adamw_step", TORCH_BOX(&adamw_step<Backend>));
+}
+
+}  // namespace megacore::bindings

@@ -1,0 +1,30 @@
+// megacore._ops on the CPU.
+#include "bindings/ops.h"
+#include "core/parallel_for.h"
+
+namespace megacore::bindings {
+namespace {
+
+struct CpuBackend {
+    explicit CpuBackend(const Tensor&) {}
+
+    void norm_forward(const NormForward& args) const { cpu::norm_forward(args); }
+    static std::int64_t norm_backward_workspace(std::int64_t num_rows, std::int64_t hidden) {
+        return cpu::norm_backward_workspace(num_rows, hidden);
+    }
+    void norm_backward(const NormBackward& args) const { cpu::norm_backward(args); }
+    void adamw_step(const AdamWStep& args) const { cpu::adamw_step(args); }
+};
+
+// Kernels run on torch's own threads, as many as torch.set_num_threads says.
+void torch_parallel_loop(std::int64_t begin, std::int64_t end, std::int64_t grain, RangeBody body) {
+    torch::stable::parallel_for(begin, end, grain, body);
+}
+
+}  // namespace
+}  // namespace megacore::bindings
+
+STABLE_TORCH_LIBRARY_IMPL(megacore, CPU, library) {
+    megacore::set_parallel_for(megacore::bindings::torch_parallel_loop);
+    megacore::bindings::register_ops<megacore::bindings::CpuBackend>(library);
+}

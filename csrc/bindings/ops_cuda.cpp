@@ -1,0 +1,31 @@
+// megacore._ops on CUDA. Compiled by the host compiler; the kernels come from csrc/kernels/*.cu.
+#include "bindings/ops.h"
+
+namespace megacore::bindings {
+namespace {
+
+struct CudaBackend {
+    // Work goes to torch's current stream of the tensor's device.
+    explicit CudaBackend(const Tensor& tensor) : guard_(tensor.get_device_index()) {
+        STABLE_TORCH_ERROR_CODE_CHECK(
+            aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream_));
+    }
+
+    void norm_forward(const NormForward& args) const { cuda::norm_forward(args, stream_); }
+    static std::int64_t norm_backward_workspace(std::int64_t num_rows, std::int64_t hidden) {
+        return cuda::norm_backward_workspace(num_rows, hidden);
+    }
+    void norm_backward(const NormBackward& args) const { cuda::norm_backward(args, stream_); }
+    void adamw_step(const AdamWStep& args) const { cuda::adamw_step(args, stream_); }
+
+private:
+    torch::stable::accelerator::DeviceGuard guard_;
+    void* stream_ = nullptr;
+};
+
+}  // namespace
+}  // namespace megacore::bindings
+
+STABLE_TORCH_LIBRARY_IMPL(megacore, CUDA, library) {
+    megacore::bindings::register_ops<megacore::bindings::CudaBackend>(library);
+}
