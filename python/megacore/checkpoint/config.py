@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from megacore.config.faults import fault
 from megacore.config.fields import flag
+from megacore.config.settings import value_faults
+from megacore.errors import Fault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +26,17 @@ class CheckpointConfig:
         "--persistent-save-interval",
         default=None,
         help="iterations between saves",
+        bounds="[1, inf)",
+    )
+    save_retain_last: int | None = flag(
+        "--save-retain-last",
+        default=None,
+        help="keep this many of the newest checkpoints in --save and remove older ones",
+    )
+    overwrite_newer_checkpoints: bool = flag(
+        "--overwrite-newer-checkpoints",
+        default=False,
+        help="save although --save holds a later iteration than this run starts from",
     )
     no_save_optim: bool = flag("--no-save-optim", default=False, help="leave optimizer state out")
     no_save_rng: bool = flag("--no-save-rng", default=False, help="leave RNG state out")
@@ -33,7 +48,7 @@ class CheckpointConfig:
     finetune: bool = flag(
         "--finetune",
         default=False,
-        help="load weights only, iteration 0 (automatic for 'release' checkpoints)",
+        help="load weights only, and start at iteration 0",
     )
     pretrained_checkpoint: str | None = flag(
         "--pretrained-checkpoint",
@@ -43,21 +58,31 @@ class CheckpointConfig:
     ckpt_step: int | None = flag(
         "--ckpt-step",
         default=None,
-        help="parsed but never read at 0.9.0 (to load another iteration, edit the tracker file)",
+        help="iteration to load instead of the newest",
+        bounds="[0, inf)",
     )
     use_checkpoint_args: bool = flag(
         "--use-checkpoint-args",
         default=False,
-        help="overwrite architecture args from the checkpoint (needs --load); list in formats.md",
+        help="take the architecture from the checkpoint; needs --load",
     )
     exit_on_missing_checkpoint: bool = flag(
         "--exit-on-missing-checkpoint",
         default=False,
-        help="exit instead of random start when nothing is found",
+        help="fail instead of starting from random weights when nothing is found",
     )
-    ckpt_format: str = flag(
-        "--ckpt-format",
-        default="torch_dist",
-        choices=("torch", "torch_dist", "zarr"),
-        help="storage format; anything but torch is a 'distributed checkpoint'",
-    )
+
+    def faults(self) -> Iterator[Fault]:
+        """Rules of saving and loading that these values break."""
+        yield from value_faults(self)
+        if self.save is not None and self.save_interval is None:
+            yield fault("MC0701", {"--save": self.save}, allowed="--save-interval N")
+        asking = {
+            "--use-checkpoint-args": self.use_checkpoint_args,
+            "--exit-on-missing-checkpoint": self.exit_on_missing_checkpoint,
+            "--ckpt-step": self.ckpt_step is not None,
+            "--finetune": self.finetune,
+        }
+        given = {name: "" for name, there in asking.items() if there}
+        if given and self.load is None and self.pretrained_checkpoint is None:
+            yield fault("MC0702", given, allowed="--load DIR")
