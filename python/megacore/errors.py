@@ -30,6 +30,12 @@ class CheckpointError(MegacoreError):
     """A checkpoint is missing, damaged or does not fit; the message names file or tensor."""
 
 
+class Information(MegacoreError):
+    """Not a failure: what `--help` or `--print-config` asked for; printed, and the exit code is 0."""
+
+    exit_code = EXIT_OK
+
+
 class UsageError(MegacoreError):
     """The command line or a configuration file cannot be understood."""
 

@@ -29,6 +29,7 @@ class FlagSpec:
         choices: Allowed values, or None.
         nargs: As in argparse ("*", "+"), or None for one value.
         metavar: Placeholder in the help page, or None.
+        bounds: Interval that numbers must lie in, such as "[0, 1)" or "[1, inf)", or None.
     A bool field is a switch: default False gives store_true, default True gives store_false
     (`--no-...` and `--disable-...` flags whose field holds the positive meaning).
     """
@@ -38,6 +39,7 @@ class FlagSpec:
     choices: tuple[Any, ...] | None = None
     nargs: str | None = None
     metavar: str | None = None
+    bounds: str | None = None
 
 
 def flag(
@@ -47,18 +49,23 @@ def flag(
     choices: Sequence[Any] | None = None,
     nargs: str | None = None,
     metavar: str | None = None,
+    bounds: str | None = None,
 ) -> Any:
     """A dataclass field that is set by the option strings `names`.
 
     Args:
         names: Option strings such as "--num-layers"; underscores are accepted for dashes anyway.
+            One name without dashes makes a positional argument.
         default: Value when the flag is absent. Must be immutable (use tuples for lists).
         help: One sentence for `--help` and the reference page.
         choices: Allowed values.
         nargs: "*" or "+" for a field that holds a tuple.
         metavar: Placeholder shown in the help page.
+        bounds: Interval that a number (or each of a tuple) must lie in, such as "[0, 1)".
     """
-    spec = FlagSpec(names, help, tuple(choices) if choices is not None else None, nargs, metavar)
+    spec = FlagSpec(
+        names, help, tuple(choices) if choices is not None else None, nargs, metavar, bounds
+    )
     return field(default=default, metadata={METADATA_KEY: spec})
 
 

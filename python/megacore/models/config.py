@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from megacore.config.faults import fault, required
 from megacore.config.fields import flag
+from megacore.config.settings import refuse, value_faults
+from megacore.errors import Fault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,39 +19,52 @@ class ModelConfig:
     GROUP: ClassVar[str] = "model"
 
     num_layers: int | None = flag(
-        "--num-layers",
-        default=None,
-        help="depth of the (decoder-only or single) stack; mutually exclusive with --encoder-num-layers, whichever is given fills the other; required",
+        "--num-layers", default=None, help="number of layers; required", bounds="[1, inf)"
     )
     encoder_num_layers: int | None = flag(
         "--encoder-num-layers",
         default=None,
-        help="encoder depth for encoder-decoder models; exclusive with --num-layers",
+        help="other name of --num-layers; exclusive with it",
+        bounds="[1, inf)",
     )
-    hidden_size: int | None = flag("--hidden-size", default=None, help="model width; required")
+    hidden_size: int | None = flag(
+        "--hidden-size", default=None, help="model width; required", bounds="[1, inf)"
+    )
     ffn_hidden_size: int | None = flag(
         "--ffn-hidden-size",
         default=None,
         help="MLP inner width; default 4*h, or int((4*h*2/3)/64)*64 with --swiglu",
+        bounds="[1, inf)",
     )
     num_attention_heads: int | None = flag(
-        "--num-attention-heads", default=None, help="number of query heads; required"
+        "--num-attention-heads",
+        default=None,
+        help="number of query heads; required",
+        bounds="[1, inf)",
     )
     kv_channels: int | None = flag(
-        "--kv-channels", default=None, help="per-head width; default hidden/heads (must divide)"
+        "--kv-channels",
+        default=None,
+        help="per-head width; default hidden/heads (must divide)",
+        bounds="[1, inf)",
     )
     group_query_attention: bool = flag(
         "--group-query-attention",
         default=False,
-        help="switch GQA on; without it --num-query-groups is ignored (groups=heads)",
+        help="grouped-query attention; without it --num-query-groups is ignored (groups = heads)",
     )
     num_query_groups: int = flag(
-        "--num-query-groups", default=1, help="number of K/V groups when GQA is on"
+        "--num-query-groups",
+        default=1,
+        help="number of K/V groups when GQA is on",
+        bounds="[1, inf)",
     )
     max_position_embeddings: int | None = flag(
         "--max-position-embeddings",
         default=None,
-        help="rows of the learned position table; required even with rope; must be >= seq length",
+        help="longest sequence in positions; at least --seq-length, and its default without a "
+        "learned table; required with one",
+        bounds="[1, inf)",
     )
     position_embedding_type: str = flag(
         "--position-embedding-type",
@@ -60,38 +77,47 @@ class ModelConfig:
         default=False,
         help="old spelling; forces position type rope",
     )
-    rotary_base: int = flag("--rotary-base", default=10000, help="rope theta base (int)")
+    rotary_base: int = flag(
+        "--rotary-base", default=10000, help="rope theta base (int)", bounds="[1, inf)"
+    )
     rotary_percent: float = flag(
-        "--rotary-percent", default=1.0, help="fraction of head dim that is rotated"
+        "--rotary-percent",
+        default=1.0,
+        help="fraction of head dim that is rotated",
+        bounds="(0, 1]",
     )
     rotary_interleaved: bool = flag(
         "--rotary-interleaved",
         default=False,
-        help="pair even/odd lanes instead of half/half; requires --no-rope-fusion, not legacy models",
+        help="rotate pairs of neighbouring channels instead of first with second half",
     )
     rotary_seq_len_interpolation_factor: int | None = flag(
         "--rotary-seq-len-interpolation-factor",
         default=None,
-        help="position scale divisor; parsed but pretrain_gpt does not hand it to the core GPT model",
+        help="divide positions by this before rotating",
+        bounds="[1, inf)",
     )
     add_position_embedding: bool = flag(
         "--no-position-embedding",
         default=True,
-        help="deprecated; RuntimeError unless position type is rope",
+        help="deprecated; only with rotary positions, where it changes nothing",
     )
     make_vocab_size_divisible_by: int = flag(
         "--make-vocab-size-divisible-by",
         default=128,
         help="vocabulary is padded to a multiple of this * TP size",
+        bounds="[1, inf)",
     )
     normalization: str = flag(
         "--normalization", default="LayerNorm", choices=("LayerNorm", "RMSNorm"), help="norm kind"
     )
-    norm_epsilon: float = flag("--norm-epsilon", default=1e-05, help="epsilon of every norm")
+    norm_epsilon: float = flag(
+        "--norm-epsilon", default=1e-05, help="epsilon of every norm", bounds="(0, inf)"
+    )
     apply_layernorm_1p: bool = flag(
         "--apply-layernorm-1p",
         default=False,
-        help="store gamma-1 ('zero centred gamma'); weight used is 1+w",
+        help="store the norm weight minus one; the weight used is 1 + w",
     )
     apply_residual_connection_post_layernorm: bool = flag(
         "--apply-residual-connection-post-layernorm",
@@ -101,12 +127,12 @@ class ModelConfig:
     openai_gelu: bool = flag(
         "--openai-gelu",
         default=False,
-        help="legacy-model only tanh-gelu variant; ignored by core models",
+        help="GELU in its tanh form whatever the other flags say",
     )
     squared_relu: bool = flag(
         "--squared-relu",
         default=False,
-        help="activation relu(x)^2; exclusive with --swiglu; TransformerConfig rejects it while bias-activation fusion is on, so needs --no-bias-gelu-fusion or --disable-bias-linear",
+        help="activation relu(x)^2; exclusive with --swiglu",
     )
     swiglu: bool = flag("--swiglu", default=False, help="gated SiLU MLP (fc1 twice as wide)")
     untie_embeddings_and_output_weights: bool = flag(
@@ -115,15 +141,22 @@ class ModelConfig:
         help="separate output projection weight",
     )
     attention_dropout: float = flag(
-        "--attention-dropout", default=0.1, help="dropout on attention probabilities"
+        "--attention-dropout",
+        default=0.1,
+        help="dropout on attention probabilities",
+        bounds="[0, 1]",
     )
     hidden_dropout: float = flag(
-        "--hidden-dropout", default=0.1, help="dropout after attention/MLP and on embeddings"
+        "--hidden-dropout",
+        default=0.1,
+        help="dropout after attention/MLP and on embeddings",
+        bounds="[0, 1]",
     )
     bias_gelu_fusion: bool = flag(
         "--no-bias-gelu-fusion",
         default=True,
-        help="disable fused bias+gelu; forced off by --disable-bias-linear",
+        help="GELU in its exact (erf) form instead of the tanh form; so too with "
+        "--disable-bias-linear",
     )
     add_bias_linear: bool = flag(
         "--disable-bias-linear", default=True, help="no bias in linear layers"
@@ -131,31 +164,119 @@ class ModelConfig:
     add_qkv_bias: bool = flag(
         "--add-qkv-bias", default=False, help="bias only in the QKV projection"
     )
-    init_method_std: float = flag("--init-method-std", default=0.02, help="std of normal init")
+    init_method_std: float = flag(
+        "--init-method-std", default=0.02, help="std of normal init", bounds="[0, inf)"
+    )
     init_method_xavier_uniform: bool = flag(
         "--init-method-xavier-uniform",
         default=False,
-        help="asks for Xavier; with core models at 0.9.0 this crashes, because an unknown config field scaled_init_method is passed",
+        help="Xavier-uniform instead of normal initialisation",
     )
     perform_initialization: bool = flag(
         "--no-initialization",
         default=True,
-        help="skip weight init (dest perform_initialization=False)",
+        help="do not initialise weights (they are about to be loaded)",
     )
     fp32_residual_connection: bool = flag(
         "--fp32-residual-connection",
         default=False,
-        help="residual stream in fp32; needs fp16 or bf16",
+        help="residual stream in fp32; needs --fp16 or --bf16",
     )
     apply_query_key_layer_scaling: bool = flag(
         "--apply-query-key-layer-scaling",
         default=False,
-        help="divide QK by layer number and multiply back inside softmax; turns fp32 softmax on",
+        help="divide attention scores by the layer number and multiply back in the softmax, "
+        "which is then fp32",
     )
     attention_softmax_in_fp32: bool = flag(
         "--attention-softmax-in-fp32", default=False, help="softmax in fp32"
     )
     qk_layernorm: bool = flag("--qk-layernorm", default=False, help="LayerNorm on Q and K heads")
+
+    @property
+    def depth(self) -> int | None:
+        """Number of layers, whichever of its two flags was given."""
+        return self.num_layers if self.num_layers is not None else self.encoder_num_layers
+
+    @property
+    def position_kind(self) -> str:
+        """Kind of positions, the old spelling of rotary positions included."""
+        return "rope" if self.use_rotary_position_embeddings else self.position_embedding_type
+
+    @property
+    def head_width(self) -> int | None:
+        """Channels of one attention head, or None while that is unknown or not whole."""
+        if self.kv_channels is not None:
+            return self.kv_channels
+        hidden, heads = self.hidden_size, self.num_attention_heads
+        return hidden // heads if hidden and heads and hidden % heads == 0 else None
+
+    def faults(self) -> Iterator[Fault]:
+        """Rules of the architecture that these values break."""
+        yield from value_faults(self)
+        if self.depth is None:
+            yield required("--num-layers")
+        if self.hidden_size is None:
+            yield required("--hidden-size")
+        if self.num_attention_heads is None:
+            yield required("--num-attention-heads")
+        if self.max_position_embeddings is None and self.position_kind == "learned_absolute":
+            yield required("--max-position-embeddings")
+        if self.encoder_num_layers is not None and self.encoder_num_layers != self.depth:
+            given = {
+                "--num-layers": self.num_layers,
+                "--encoder-num-layers": self.encoder_num_layers,
+            }
+            yield fault("MC0102", given, allowed="one of them")
+        yield from self._head_faults()
+        if self.squared_relu and self.swiglu:
+            yield fault("MC0105", {"--squared-relu": "", "--swiglu": ""}, allowed="one of them")
+        if not self.add_position_embedding and self.position_kind == "learned_absolute":
+            yield fault("MC0107", {"--position-embedding-type": self.position_embedding_type})
+        if self.use_rotary_position_embeddings and self.position_embedding_type == "none":
+            given = {"--use-rotary-position-embeddings": "", "--position-embedding-type": "none"}
+            yield fault("MC0108", given, allowed="one of them")
+
+    def _head_faults(self) -> Iterator[Fault]:
+        hidden, heads, groups = self.hidden_size, self.num_attention_heads, self.num_query_groups
+        if hidden and heads and hidden > 0 and heads > 0:
+            if self.kv_channels is None and hidden % heads:
+                given = {"--hidden-size": hidden, "--num-attention-heads": heads}
+                yield fault("MC0103", given, allowed="a divisor of the hidden size")
+            if self.group_query_attention and groups > 0 and heads % groups:
+                given = {"--num-query-groups": groups, "--num-attention-heads": heads}
+                yield fault("MC0104", given, allowed=f"a divisor of {heads}")
+        width = self.head_width
+        if width is not None and self.position_kind == "rope":
+            rotated = int(width * self.rotary_percent)
+            if rotated < 2 or rotated % 2:
+                given = {"--rotary-percent": self.rotary_percent, "channels of a head": width}
+                yield fault("MC0106", given, more=f"{rotated}", allowed="2, 4, 6, ...")
+
+    def resolved(self) -> ModelConfig:
+        """A copy in which everything that can be derived is filled.
+
+        Raises:
+            ConfigError: The values break a rule.
+        """
+        refuse(self.faults())
+        hidden, heads, depth = self.hidden_size, self.num_attention_heads, self.depth
+        assert hidden is not None  # faults() has refused None
+        assert heads is not None
+        ffn = max(int((4 * hidden * 2 / 3) / 64), 1) * 64 if self.swiglu else 4 * hidden
+        return replace(
+            self,
+            num_layers=depth,
+            encoder_num_layers=depth,
+            ffn_hidden_size=self.ffn_hidden_size or ffn,
+            kv_channels=self.kv_channels or hidden // heads,
+            num_query_groups=self.num_query_groups if self.group_query_attention else heads,
+            position_embedding_type=self.position_kind,
+            bias_gelu_fusion=self.bias_gelu_fusion and self.add_bias_linear,
+            attention_softmax_in_fp32=(
+                self.attention_softmax_in_fp32 or self.apply_query_key_layer_scaling
+            ),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,5 +303,36 @@ class RecomputeConfig:
         help="uniform: groups of N layers; block: only first N layers of each (virtual) stage",
     )
     recompute_num_layers: int | None = flag(
-        "--recompute-num-layers", default=None, help="the N above"
+        "--recompute-num-layers", default=None, help="the N above", bounds="[1, inf)"
     )
+
+    def faults(self) -> Iterator[Fault]:
+        """Rules of recompute that these values break."""
+        yield from value_faults(self)
+        extra: dict[str, object] = {}
+        if self.recompute_method is not None:
+            extra["--recompute-method"] = self.recompute_method
+        if self.recompute_num_layers is not None:
+            extra["--recompute-num-layers"] = self.recompute_num_layers
+        if self.recompute_activations and self.recompute_granularity == "full":
+            given = {"--recompute-activations": "", "--recompute-granularity": "full"}
+            yield fault("MC0153", given, allowed="one of them")
+        elif self.recompute_granularity == "full":
+            if len(extra) < 2:
+                yield fault("MC0151", {"--recompute-granularity": "full", **extra})
+        elif self.recompute_activations or self.recompute_granularity == "selective":
+            if extra:
+                yield fault("MC0152", extra)
+        elif extra:
+            yield fault("MC0154", extra)
+
+    def resolved(self) -> RecomputeConfig:
+        """A copy in which the granularity says everything.
+
+        Raises:
+            ConfigError: The values break a rule.
+        """
+        refuse(self.faults())
+        if self.recompute_activations:
+            return replace(self, recompute_granularity="selective")
+        return self

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from megacore.config.faults import fault, required
 from megacore.config.fields import flag
+from megacore.config.settings import refuse, value_faults
+from megacore.errors import Fault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,24 +19,79 @@ class BatchConfig:
     GROUP: ClassVar[str] = "batch"
 
     micro_batch_size: int | None = flag(
-        "--micro-batch-size", default=None, help="sequences per forward per replica; required, > 0"
+        "--micro-batch-size",
+        default=None,
+        help="sequences per forward per replica; required, > 0",
+        bounds="[1, inf)",
     )
     global_batch_size: int | None = flag(
         "--global-batch-size",
         default=None,
         help="sequences per optimizer step; default micro*dp; must be multiple of micro*dp",
+        bounds="[1, inf)",
     )
-    rampup_batch_size: tuple[str, ...] | None = flag(
+    rampup_batch_size: tuple[int, ...] | None = flag(
         "--rampup-batch-size",
         default=None,
         nargs="*",
-        help="three ints START INCREMENT SAMPLES; only with sample-based training",
+        help="START INCREMENT SAMPLES: grow the batch; only with --train-samples",
+        bounds="[0, inf)",
     )
     decrease_batch_size_if_needed: bool = flag(
         "--decrease-batch-size-if-needed",
         default=False,
         help="round the running batch size down to a multiple of micro*dp instead of failing",
     )
+
+    def faults(self, *, data_parallel_size: int = 1) -> Iterator[Fault]:
+        """Rules of batch sizes that these values break.
+
+        Args:
+            data_parallel_size: Number of replicas that share a global batch.
+        """
+        yield from value_faults(self)
+        if self.micro_batch_size is None:
+            yield required("--micro-batch-size")
+            return
+        unit = self.micro_batch_size * data_parallel_size
+        total = self.global_batch_size if self.global_batch_size is not None else unit
+        if unit <= 0 or total <= 0:
+            return
+        given: dict[str, object] = {
+            "--global-batch-size": total,
+            "--micro-batch-size": self.micro_batch_size,
+        }
+        if data_parallel_size > 1:
+            given["data-parallel size"] = data_parallel_size
+        if total < unit:
+            yield fault("MC0202", given, allowed=f"at least {unit}")
+        elif total % unit and not self.decrease_batch_size_if_needed:
+            yield fault("MC0201", given, allowed=f"a multiple of {unit}")
+        if self.rampup_batch_size is not None:
+            yield from self._rampup_faults(self.rampup_batch_size, total, unit)
+
+    def _rampup_faults(self, rampup: tuple[int, ...], total: int, unit: int) -> Iterator[Fault]:
+        given = {"--rampup-batch-size": " ".join(map(str, rampup)), "--global-batch-size": total}
+        if len(rampup) != 3 or rampup[0] < 1 or rampup[1] < 1:
+            yield fault("MC0203", given, allowed="START INCREMENT SAMPLES, the first two positive")
+            return
+        start, increment, _ = rampup
+        if start >= total or (total - start) % increment:
+            yield fault("MC0205", given, allowed=f"{total} = START + n * INCREMENT with n >= 1")
+        uneven = start % unit or increment % unit
+        if start < unit or (uneven and not self.decrease_batch_size_if_needed):
+            yield fault("MC0206", given, allowed=f"multiples of {unit}")
+
+    def resolved(self, *, data_parallel_size: int = 1) -> BatchConfig:
+        """A copy with the global batch size filled: by default one micro-batch per replica.
+
+        Raises:
+            ConfigError: The values break a rule.
+        """
+        refuse(self.faults(data_parallel_size=data_parallel_size))
+        assert self.micro_batch_size is not None  # faults() has refused None
+        default = self.micro_batch_size * data_parallel_size
+        return replace(self, global_batch_size=self.global_batch_size or default)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +114,7 @@ class TrainingConfig:
     deterministic_mode: bool = flag(
         "--deterministic-mode",
         default=False,
-        help="deterministic kernels; forbids flash-attn and CE fusion; env NCCL_ALGO must be Tree, Ring, CollnetDirect, CollnetChain or ^NVLS",
+        help="only kernels that give the same bits every time",
     )
     calculate_per_token_loss: bool = flag(
         "--calculate-per-token-loss",
@@ -63,48 +122,72 @@ class TrainingConfig:
         help="divide by global non-masked token count rather than microbatch means",
     )
     train_sync_interval: int | None = flag(
-        "--train-sync-interval", default=None, help="cuda synchronize every N iterations"
+        "--train-sync-interval",
+        default=None,
+        help="cuda synchronize every N iterations",
+        bounds="[1, inf)",
     )
     train_iters: int | None = flag(
-        "--train-iters", default=None, help="total iterations; exclusive with --train-samples"
+        "--train-iters",
+        default=None,
+        help="total iterations; exclusive with --train-samples",
+        bounds="[0, inf)",
     )
     train_samples: int | None = flag(
-        "--train-samples", default=None, help="total samples; exclusive with --train-iters"
+        "--train-samples",
+        default=None,
+        help="total samples; exclusive with --train-iters",
+        bounds="[1, inf)",
     )
     exit_interval: int | None = flag(
-        "--exit-interval", default=None, help="save and exit when iteration % N == 0"
+        "--exit-interval",
+        default=None,
+        help="save and exit when iteration % N == 0",
+        bounds="[1, inf)",
     )
     exit_duration_in_mins: int | None = flag(
         "--exit-duration-in-mins",
         default=None,
         help="save and exit after N minutes (max over ranks)",
+        bounds="[0, inf)",
     )
     exit_signal_handler: bool = flag(
         "--exit-signal-handler", default=False, help="on SIGTERM save and exit"
     )
     manual_gc: bool = flag("--manual-gc", default=False, help="disable automatic Python GC")
     manual_gc_interval: int = flag(
-        "--manual-gc-interval", default=0, help="collect every N steps (0 never)"
+        "--manual-gc-interval", default=0, help="collect every N steps (0 never)", bounds="[0, inf)"
     )
     manual_gc_eval: bool = flag(
         "--no-manual-gc-eval", default=True, help="do not collect around evaluation"
     )
-    seed: int = flag("--seed", default=1234, help="base seed")
+    seed: int = flag("--seed", default=1234, help="base seed", bounds="[1, 4294967295]")
     data_parallel_random_init: bool = flag(
         "--data-parallel-random-init",
         default=False,
         help="add 10*dp_rank to the seed so replicas differ",
     )
-    eval_iters: int = flag("--eval-iters", default=100, help="batches per evaluation")
+    eval_iters: int = flag(
+        "--eval-iters", default=100, help="batches per evaluation", bounds="[0, inf)"
+    )
     eval_interval: int = flag(
-        "--eval-interval", default=1000, help="iterations between evaluations"
+        "--eval-interval", default=1000, help="iterations between evaluations", bounds="[1, inf)"
     )
     skip_train: bool = flag("--skip-train", default=False, help="evaluate only")
     trace_nan: bool = flag(
         "--trace-nan",
         default=False,
-        help="name the first layer or parameter with a non-finite value when the loss or gradient norm is not finite",
+        help="when the loss or gradient norm is not finite, name the first layer or parameter "
+        "with a non-finite value",
     )
+
+    def faults(self) -> Iterator[Fault]:
+        """Rules of the run's length that these values break."""
+        yield from value_faults(self)
+        given = {"--train-iters": self.train_iters, "--train-samples": self.train_samples}
+        count = sum(value is not None for value in given.values())
+        if count > 1 or (count == 0 and not self.skip_train):
+            yield fault("MC0211", given, allowed="exactly one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +196,9 @@ class LoggingConfig:
 
     GROUP: ClassVar[str] = "logging"
 
-    log_interval: int = flag("--log-interval", default=100, help="iterations between log lines")
+    log_interval: int = flag(
+        "--log-interval", default=100, help="iterations between log lines", bounds="[1, inf)"
+    )
     tensorboard_dir: str | None = flag(
         "--tensorboard-dir", default=None, help="event directory; TensorBoard off when unset"
     )
@@ -138,9 +223,14 @@ class LoggingConfig:
         help="reduction used in the timer report",
     )
     tensorboard_log_interval: int = flag(
-        "--tensorboard-log-interval", default=1, help="steps between writer updates"
+        "--tensorboard-log-interval",
+        default=1,
+        help="steps between writer updates",
+        bounds="[1, inf)",
     )
-    tensorboard_queue_size: int = flag("--tensorboard-queue-size", default=1000, help="event queue")
+    tensorboard_queue_size: int = flag(
+        "--tensorboard-queue-size", default=1000, help="event queue", bounds="[1, inf)"
+    )
     log_timers_to_tensorboard: bool = flag(
         "--log-timers-to-tensorboard", default=False, help="timers as scalars"
     )
@@ -162,7 +252,8 @@ class LoggingConfig:
     logging_level: int | None = flag(
         "--logging-level",
         default=None,
-        help="python logging level (env MEGATRON_LOGGING_LEVEL also read)",
+        help="Python logging level, 10 (debug) to 50",
+        bounds="[0, inf)",
     )
     config_logger_dir: str = flag("--config-logger-dir", default="", help="dump configs there")
     metrics_jsonl: str | None = flag(
@@ -177,7 +268,14 @@ class LoggingConfig:
         "--peak-tflops",
         default=None,
         help="peak TFLOP/s that MFU is relative to; default: known GPU value, measured on CPU",
+        bounds="(0, inf)",
     )
+
+    def faults(self) -> Iterator[Fault]:
+        """Rules of logging that these values break."""
+        yield from value_faults(self)
+        if self.wandb_project and not self.wandb_exp_name:
+            yield fault("MC0801", {"--wandb-project": self.wandb_project})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,21 +287,28 @@ class ProfileConfig:
     profile: bool = flag(
         "--profile",
         default=False,
-        help="start/stop cudaProfiler (nsys) around the step window on --profile-ranks",
+        help="profile the steps from --profile-step-start to --profile-step-end",
     )
     profile_step_start: int = flag(
-        "--profile-step-start", default=10, help="first profiled iteration"
+        "--profile-step-start", default=10, help="first profiled iteration", bounds="[0, inf)"
     )
     profile_step_end: int = flag(
-        "--profile-step-end", default=12, help="iteration at which profiling stops"
+        "--profile-step-end",
+        default=12,
+        help="iteration at which profiling stops",
+        bounds="[1, inf)",
     )
     use_pytorch_profiler: bool = flag(
         "--use-pytorch-profiler",
         default=False,
-        help="torch.profiler with a TensorBoard trace handler in --tensorboard-dir instead of nsys",
+        help="torch.profiler trace in --tensorboard-dir instead of an Nsight range",
     )
     profile_ranks: tuple[int, ...] = flag(
-        "--profile-ranks", default=(0,), nargs="+", help="global ranks to profile"
+        "--profile-ranks",
+        default=(0,),
+        nargs="+",
+        help="global ranks to profile",
+        bounds="[0, inf)",
     )
     record_memory_history: bool = flag(
         "--record-memory-history",
@@ -213,3 +318,11 @@ class ProfileConfig:
     memory_snapshot_path: str = flag(
         "--memory-snapshot-path", default="snapshot.pickle", help="file for the memory snapshot"
     )
+
+    def faults(self) -> Iterator[Fault]:
+        """Rules of the profiler's window that these values break."""
+        yield from value_faults(self)
+        start, end = self.profile_step_start, self.profile_step_end
+        if self.profile and end <= start:
+            given = {"--profile-step-start": start, "--profile-step-end": end}
+            yield fault("MC0802", given, allowed=f"an end of at least {start + 1}")

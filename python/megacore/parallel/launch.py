@@ -1,0 +1,118 @@
+"""Who this process is among the processes of a run: the only reader of a launcher's variables.
+
+torchrun and torch.distributed.launch set RANK, WORLD_SIZE and LOCAL_RANK; srun sets the SLURM_
+variables. No variable is ever required: without any of them the run is one process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from megacore.config.faults import fault
+from megacore.errors import ConfigError, Fault
+
+# First the name that torchrun uses, then Slurm's. The number of tasks is that of the job *step*:
+# a batch script, which runs once, sees SLURM_NTASKS of the whole job too.
+_NAMES = {
+    "world_size": ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"),
+    "rank": ("RANK", "SLURM_PROCID"),
+    "local_rank": ("LOCAL_RANK", "SLURM_LOCALID"),
+}
+_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process of a run.
+
+    Attributes:
+        rank: Its number, from 0.
+        world_size: How many there are.
+        local_rank: Its number on this machine, from 0.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the process that prints what is said once."""
+        return self.rank == 0
+
+
+def current_process(environment: Mapping[str, str] | None = None) -> Process:
+    """The process that a launcher's variables describe.
+
+    Args:
+        environment: Variables; by default those of this process.
+
+    Raises:
+        ConfigError: They are not integers, or do not fit together.
+    """
+    env = os.environ if environment is None else environment
+    family = 0 if any(names[0] in env for names in _NAMES.values()) else 1
+    found: dict[str, int] = {}
+    texts = {name: env[names[family]] for name, names in _NAMES.items() if names[family] in env}
+    if family == 1 and "world_size" not in texts:
+        return Process()
+    given = {_NAMES[name][family]: text for name, text in texts.items()}
+    try:
+        found = {name: int(text) for name, text in texts.items()}
+    except ValueError:
+        raise ConfigError([fault("MC0015", given)]) from None
+    process = Process(**found)
+    if process.world_size < 1 or not 0 <= process.rank < process.world_size:
+        raise ConfigError([fault("MC0015", given)])
+    if not 0 <= process.local_rank < process.world_size:
+        raise ConfigError([fault("MC0015", given)])
+    return process
+
+
+def launch_faults(environment: Mapping[str, str] | None = None) -> Iterator[Fault]:
+    """Faults of the way in which the run was started.
+
+    Args:
+        environment: Variables; by default those of this process.
+    """
+    try:
+        process = current_process(environment)
+    except ConfigError as error:
+        yield from error.faults
+        return
+    if process.world_size > 1:
+        given = {"processes": process.world_size, "rank": process.rank}
+        yield fault("MC0014", given, allowed="1")
+
+
+def report_to_launcher(error: BaseException, environment: Mapping[str, str] | None = None) -> None:
+    """Writes the error where torchrun looks for it, so that it shows the cause and not "exit 1".
+
+    Nothing happens outside torchrun. A file that cannot be written is not another error.
+
+    Args:
+        error: What ended the process.
+        environment: Variables; by default those of this process.
+    """
+    env = os.environ if environment is None else environment
+    path = env.get(_ERROR_FILE)
+    if not path:
+        return
+    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    content = {
+        "message": {
+            "message": f"{type(error).__name__}: {error}",
+            "extraInfo": {"py_callstack": trace, "timestamp": str(int(time.time()))},
+        }
+    }
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(content), encoding="utf-8")
+    except OSError:
+        return

@@ -1,0 +1,293 @@
+"""The configuration of a training run: all components together, and the rules between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from megacore.checkpoint.config import CheckpointConfig
+from megacore.config.faults import fault, required
+from megacore.config.layers import Origin
+from megacore.config.parser import Parsed, merge_faults, read_layers, show_notes
+from megacore.config.report import flat_values, format_config
+from megacore.config.settings import refuse, settings_of
+from megacore.data.config import DataConfig, TokenizerConfig
+from megacore.errors import Fault, Information
+from megacore.models.config import ModelConfig, RecomputeConfig
+from megacore.optim.config import OptimizerConfig, PrecisionConfig, ScheduleConfig
+from megacore.parallel.config import ParallelConfig
+from megacore.parallel.launch import launch_faults
+from megacore.training.config import BatchConfig, LoggingConfig, ProfileConfig, TrainingConfig
+
+DESCRIPTION = "Train a GPT. Flags have Megatron-LM's names; with - or _ between the words."
+
+# `--use-checkpoint-args`: taken only where the command line says nothing ...
+CHECKPOINT_FILLS = (
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "seq_length",
+    "num_attention_heads",
+    "kv_channels",
+    "max_position_embeddings",
+    "tokenizer_type",
+)
+# ... and always taken, because the weights mean nothing without them.
+CHECKPOINT_DECIDES = (
+    "num_query_groups",
+    "group_query_attention",
+    "position_embedding_type",
+    "add_position_embedding",
+    "use_rotary_position_embeddings",
+    "rotary_base",
+    "rotary_percent",
+    "rotary_interleaved",
+    "rotary_seq_len_interpolation_factor",
+    "add_bias_linear",
+    "add_qkv_bias",
+    "bias_gelu_fusion",
+    "openai_gelu",
+    "squared_relu",
+    "swiglu",
+    "untie_embeddings_and_output_weights",
+    "apply_layernorm_1p",
+    "apply_residual_connection_post_layernorm",
+    "normalization",
+    "norm_epsilon",
+    "qk_layernorm",
+    "apply_query_key_layer_scaling",
+)
+
+ReadCheckpoint = Callable[["RunConfig"], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that defines a training run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    @property
+    def components(self) -> list[Any]:
+        """The configurations of the components, in order."""
+        return [getattr(self, f.name) for f in fields(self)]
+
+    def values(self) -> dict[str, Any]:
+        """Name -> value of every setting, as JSON can hold them."""
+        return flat_values(self.components)
+
+    def faults(self) -> Iterator[Fault]:
+        """Every rule that the values break: inside components, and between them."""
+        for component in self.components:
+            yield from component.faults()
+        yield from self._model_rules()
+        yield from self._length_rules()
+        yield from self._schedule_rules()
+
+    def _model_rules(self) -> Iterator[Fault]:
+        length, positions = self.data.length, self.model.max_position_embeddings
+        if length is not None and positions is not None and length > positions:
+            given = {"--seq-length": length, "--max-position-embeddings": positions}
+            yield fault("MC0603", given, allowed=f"at most {positions}")
+        half = self.precision.fp16 or self.precision.bf16
+        if self.model.fp32_residual_connection and not half:
+            yield fault("MC0503", {"--fp32-residual-connection": ""})
+
+    def _length_rules(self) -> Iterator[Fault]:
+        batch, training, data = self.batch, self.training, self.data
+        if batch.rampup_batch_size is not None and training.train_iters is not None:
+            given = {
+                "--rampup-batch-size": " ".join(map(str, batch.rampup_batch_size)),
+                "--train-iters": training.train_iters,
+            }
+            yield fault("MC0204", given, allowed="--train-samples instead of --train-iters")
+        total = batch.global_batch_size or batch.micro_batch_size
+        samples = training.train_samples
+        constant = batch.rampup_batch_size is None
+        if constant and samples is not None and total is not None and 0 < samples < total:
+            given = {"--train-samples": samples, "--global-batch-size": total}
+            yield fault("MC0212", given, allowed=f"at least {total}")
+        if data.per_split_paths and not data.train_data_path and not training.skip_train:
+            yield fault("MC0607", {"--train-data-path": "(not given)"})
+
+    def _schedule_rules(self) -> Iterator[Fault]:
+        schedule, training = self.schedule, self.training
+        if schedule.lr is None and not training.skip_train:
+            yield required("--lr")
+        in_samples: dict[str, int | None] = {
+            "--lr-decay-samples": schedule.lr_decay_samples,
+            "--lr-warmup-samples": schedule.lr_warmup_samples or None,
+            "--lr-wsd-decay-samples": schedule.lr_wsd_decay_samples,
+        }
+        in_iters: dict[str, int | None] = {
+            "--lr-decay-iters": schedule.lr_decay_iters,
+            "--lr-warmup-iters": schedule.lr_warmup_iters or None,
+            "--lr-wsd-decay-iters": schedule.lr_wsd_decay_iters,
+        }
+        if training.train_iters is not None:
+            wrong, right, unit, total = in_samples, in_iters, "iters", training.train_iters
+        elif training.train_samples is not None:
+            wrong, right, unit, total = in_iters, in_samples, "samples", training.train_samples
+        else:
+            return
+        given = {name: value for name, value in wrong.items() if value is not None}
+        if given:
+            fault_id = "MC0302" if unit == "iters" else "MC0303"
+            yield fault(fault_id, {f"--train-{unit}": total, **given}, allowed=f"the -{unit} flags")
+        decay = right[f"--lr-decay-{unit}"] or total
+        warmup = right[f"--lr-warmup-{unit}"] or 0
+        if warmup >= decay > 0:
+            given = {f"--lr-warmup-{unit}": warmup, f"--lr-decay-{unit}": decay}
+            yield fault("MC0305", given, allowed=f"a warm-up of less than {decay}")
+        if schedule.lr_decay_style == "WSD":
+            name = f"--lr-wsd-decay-{unit}"
+            anneal = right[name]
+            if anneal is None or anneal > decay:
+                yield fault("MC0307", {name: anneal}, allowed=f"{name} of at most {decay}")
+
+    def resolved(self) -> RunConfig:
+        """A copy in which everything that can be derived is filled, and booleans are final.
+
+        Raises:
+            ConfigError: All rules that are broken.
+        """
+        refuse(self.faults())
+        data, checkpoint = self.data.resolved(), self.checkpoint
+        model = self.model
+        if model.max_position_embeddings is None:
+            model = replace(model, max_position_embeddings=data.seq_length)
+        training, logging = self.training, self.logging
+        if self.precision.fp16 and not self.precision.loss_scale:
+            # Dynamic loss scaling finds the scale by overflowing: NaN is part of the search.
+            training = replace(training, check_for_nan_in_loss_and_grad=False)
+        if logging.wandb_project and not logging.wandb_save_dir:
+            logging = replace(logging, wandb_save_dir=f"{checkpoint.save or '.'}/wandb")
+        if self.training.skip_train and self.schedule.lr is None:
+            schedule = replace(self.schedule, lr=0.0)
+        else:
+            schedule = self.schedule
+        return replace(
+            self,
+            model=model.resolved(),
+            recompute=self.recompute.resolved(),
+            batch=self.batch.resolved(),
+            training=training,
+            optimizer=self.optimizer.resolved(),
+            schedule=schedule,
+            precision=self.precision.resolved(),
+            data=data,
+            tokenizer=self.tokenizer.resolved(),
+            logging=logging,
+        )
+
+    def notes(self) -> list[str]:
+        """Remarks on settings that have no effect, one line each."""
+        notes = []
+        model, checkpoint = self.model, self.checkpoint
+        if model.num_query_groups != 1 and not model.group_query_attention:
+            notes.append("--num-query-groups has no effect without --group-query-attention")
+        if checkpoint.save_interval is not None and checkpoint.save is None:
+            notes.append("--save-interval has no effect without --save: nothing will be saved")
+        if self.logging.log_progress and checkpoint.save is None:
+            notes.append("--log-progress has no effect without --save")
+        return notes
+
+
+def config_types() -> dict[str, type]:
+    """Name of the component -> its configuration dataclass."""
+    run = RunConfig()
+    return {f.name: type(getattr(run, f.name)) for f in fields(run)}
+
+
+def parse_run(
+    argv: Sequence[str],
+    *,
+    prog: str = "megacore train",
+    read_checkpoint: ReadCheckpoint | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> tuple[RunConfig, dict[str, Origin]]:
+    """A training run from its command line and files, validated and resolved.
+
+    Args:
+        argv: Words of the command line, without the program name.
+        prog: Name of the command, for messages.
+        read_checkpoint: With `--use-checkpoint-args`, called with the run as given (not yet
+            validated); returns what `RunConfig.values()` was when the checkpoint was saved.
+        environment: Variables of the launcher; by default those of this process.
+
+    Returns:
+        The run, and the origin of every value.
+
+    Raises:
+        ConfigError: Every fault that could be found.
+        Information: `--help` or `--print-config` was given.
+    """
+    types = config_types()
+    parsed, faults, doubtful = read_layers(
+        list(types.values()), argv, prog=prog, description=DESCRIPTION, megatron=True
+    )
+    run, origins = _assemble(parsed, types), parsed.origins
+    if run.checkpoint.use_checkpoint_args and run.checkpoint.load and read_checkpoint:
+        run, origins = with_checkpoint(run, origins, read_checkpoint(run))
+    faults.extend(launch_faults(environment))
+    faults.extend(run.faults())
+    merge_faults(faults, doubtful)
+    show_notes([*parsed.notes, *run.notes()])
+    run = run.resolved()
+    if parsed.print_config:
+        raise Information(format_config(run.components, origins))
+    return run, origins
+
+
+def _assemble(parsed: Parsed, types: Mapping[str, type]) -> RunConfig:
+    return RunConfig(**{name: parsed.configs[kind] for name, kind in types.items()})
+
+
+def with_checkpoint(
+    run: RunConfig, origins: Mapping[str, Origin], checkpoint_values: Mapping[str, Any]
+) -> tuple[RunConfig, dict[str, Origin]]:
+    """Takes the architecture from a checkpoint, as `--use-checkpoint-args` asks.
+
+    Args:
+        run: The run as given, not resolved.
+        origins: Origin of every value of `run`.
+        checkpoint_values: `RunConfig.values()` of the run that saved the checkpoint; names that
+            are missing in it keep the value of `run`.
+
+    Returns:
+        The run with the checkpoint's values, and the origins with those marked.
+    """
+    origins = dict(origins)
+    components = {}
+    for component_field in fields(run):
+        component = getattr(run, component_field.name)
+        changes = {}
+        for setting in settings_of(type(component)):
+            name = setting.dest
+            if name not in checkpoint_values:
+                continue
+            old = getattr(component, name)
+            if name not in CHECKPOINT_DECIDES and (name not in CHECKPOINT_FILLS or old is not None):
+                continue
+            new = checkpoint_values[name]
+            new = tuple(new) if isinstance(new, list) else new
+            changes[name] = new
+            given = origins.get(name, Origin())
+            replaced = given.kind != "default" and old != new
+            detail = f"{given.kind} said {old}" if replaced else ""
+            origins[name] = Origin("checkpoint", detail)
+        components[component_field.name] = replace(component, **changes)
+    return RunConfig(**components), origins
