@@ -61,10 +61,10 @@ class Layer:
             self.values[setting.dest] = None
             return
         items = given if isinstance(given, (list, tuple)) else [given]
-        if not setting.type.many and isinstance(given, (list, tuple, dict)):
+        if not setting.value_type.many and isinstance(given, (list, tuple, dict)):
             items = [dict(given) if isinstance(given, dict) else list(given)]
         try:
-            typed = tuple(convert(item, setting.type.base) for item in items)
+            typed = tuple(convert(item, setting.value_type.base) for item in items)
         except (ValueError, OverflowError):
             self.doubtful.update(setting.names)
             shown = " ".join(str(item) for item in items)
@@ -74,7 +74,7 @@ class Layer:
             self.doubtful.update(setting.names)
             self.faults.append(fault("MC0002", {name: "(nothing)"}, allowed=setting.allowed))
             return
-        value = typed if setting.type.many else typed[0]
+        value = typed if setting.value_type.many else typed[0]
         if setting.config is None:
             found = out_of_bounds(setting, value)
             if found is not None:
@@ -130,10 +130,10 @@ def _argparse_parser(
     parser.add_argument("--print-config", dest="print config", action="store_true")
     for setting in settings:
         if setting.is_positional:
-            parser.add_argument(setting.dest, nargs="*" if setting.type.many else "?")
+            parser.add_argument(setting.dest, nargs="*" if setting.value_type.many else "?")
         elif setting.is_switch:
             parser.add_argument(*setting.names, dest=setting.dest, action="store_true")
-        elif setting.type.many:
+        elif setting.value_type.many:
             parser.add_argument(*setting.names, dest=setting.dest, nargs="*")
         else:
             parser.add_argument(*setting.names, dest=setting.dest, nargs="?", const=_NO_VALUE)
@@ -167,11 +167,20 @@ def _spelled(
     return words
 
 
-def _leftovers(extras: Sequence[str], names: Sequence[str], layer: Layer) -> None:
-    """Faults of the words that no flag took."""
+def _leftovers(
+    extras: Sequence[str], words: Sequence[str], names: Sequence[str], layer: Layer
+) -> None:
+    """Faults of the words that no flag took; those that follow an unknown flag are its values."""
+    unknown = {word for word in extras if word.startswith("-")}
+    excused: set[str] = set()
     after_unknown = False
+    for word in words:
+        if word.startswith("-"):
+            after_unknown = word in unknown
+        elif after_unknown:
+            excused.add(word)
     for word in extras:
-        if word.startswith("-") and word not in ("-", "--"):
+        if word in unknown and word not in ("-", "--"):
             name = word.partition("=")[0]
             guess = nearest(name, names)
             layer.faults.append(
@@ -179,8 +188,7 @@ def _leftovers(extras: Sequence[str], names: Sequence[str], layer: Layer) -> Non
             )
             if guess:
                 layer.doubtful.add(guess)
-            after_unknown = True
-        elif not after_unknown:
+        elif word not in excused:
             layer.faults.append(fault("MC0007", more=repr(word)))
 
 
@@ -234,7 +242,9 @@ def command_line_layer(
             layer.values[setting.dest] = not setting.default
         elif not (setting.is_positional and given in (None, [])):
             layer.read(setting, given, name=setting.flag)
-    _leftovers(extras, [name for s in known for name in s.names] + list(CONTROL_FLAGS), layer)
+    _leftovers(
+        extras, words, [name for s in known for name in s.names] + list(CONTROL_FLAGS), layer
+    )
     return layer, controls
 
 

@@ -60,7 +60,7 @@ class FlagRow:
             dest=self.dest,
             names=self.names,
             group=self.group,
-            type=ValueType(base, self.kind[-1] in "*+", default is None),
+            value_type=ValueType(base, self.kind[-1] in "*+", default is None),
             default=default,
             choices=tuple(convert(c, base) for c in self.choices) or None,
             nargs=self.kind[-1] if self.kind[-1] in "*+" else None,
@@ -103,9 +103,9 @@ class MegatronFlags:
     def load(cls) -> MegatronFlags:
         """Reads the table that is part of the package."""
         source = resources.files("megacore.config").joinpath("megatron_flags.tsv")
-        with source.open(encoding="utf-8", newline="") as stream:
-            reader = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
-            return cls(tuple(_row(record) for record in reader))
+        lines = source.read_text(encoding="utf-8").splitlines()
+        reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return cls(tuple(_row(record) for record in reader))
 
     def hidden_settings(self, settings: Sequence[Setting]) -> list[Setting]:
         """Settings for the flags that no dataclass has: to be accepted or refused by name."""

@@ -21,7 +21,7 @@ class Setting:
         dest: Name of the dataclass field, and of the key in reports.
         names: Option strings, or one name without dashes for a positional argument.
         group: Heading it is listed under.
-        type: Type of its value.
+        value_type: Type of its value.
         default: Value when nothing sets it.
         choices: Allowed values, or None.
         nargs: "*", "+" or None.
@@ -34,7 +34,7 @@ class Setting:
     dest: str
     names: tuple[str, ...]
     group: str
-    type: ValueType
+    value_type: ValueType
     default: Any
     choices: tuple[Any, ...] | None
     nargs: str | None
@@ -51,7 +51,9 @@ class Setting:
     @property
     def is_switch(self) -> bool:
         """Whether the flag takes no value."""
-        return self.type.base is bool and not self.type.many and self.default is not None
+        return (
+            self.value_type.base is bool and not self.value_type.many and self.default is not None
+        )
 
     @property
     def is_positional(self) -> bool:
@@ -63,7 +65,7 @@ class Setting:
         """What values are allowed, in words."""
         if self.choices is not None:
             return ", ".join(str(c) for c in self.choices)
-        words = self.type.describe()
+        words = self.value_type.describe()
         return f"{words}, {describe_bounds(self.bounds)}" if self.bounds else words
 
 
@@ -76,7 +78,7 @@ def settings_of(config: type) -> list[Setting]:
             dest=field.name,
             names=spec.names,
             group=group,
-            type=value_type(hints[field.name]),
+            value_type=value_type(hints[field.name]),
             default=field.default,
             choices=spec.choices,
             nargs=spec.nargs,

@@ -66,7 +66,7 @@ def format_help(
         return "\n\n".join(_section(name, groups[name]) for name in chosen) + "\n"
     own = {name: [s for s in group if s.config is not None] for name, group in groups.items()}
     positionals = [s for s in settings if s.is_positional]
-    words = " ".join(s.flag.upper() + (" ..." if s.type.many else "") for s in positionals)
+    words = " ".join(s.flag.upper() + (" ..." if s.value_type.many else "") for s in positionals)
     parts = [f"usage: {prog} [flags]{' ' + words if words else ''}", description, _CONTROLS]
     parts += [_section(name, group) for name, group in own.items() if group]
     if table is not None:
@@ -101,8 +101,8 @@ def describe(setting: Setting) -> str:
     """One flag of the help page, with its value, choices and default."""
     head = ", ".join(setting.names)
     if not setting.is_switch and not setting.is_positional:
-        value = setting.metavar or setting.type.base.__name__.upper()
-        head += f" {value}" + (" ..." if setting.type.many else "")
+        value = setting.metavar or setting.value_type.base.__name__.upper()
+        head += f" {value}" + (" ..." if setting.value_type.many else "")
     lines = textwrap.wrap(
         setting.help + details(setting),
         _WIDTH,
