@@ -4,11 +4,13 @@ Which formulation is taken where:
 
 * causal without dropout, or on a GPU: `scaled_dot_product_attention`, which never holds the S x S
   scores and keeps them in float32;
-* causal with dropout on a CPU: explicit products (PyTorch's fused CPU kernel has no dropout);
+* causal with dropout on a CPU: `dropout_attention`;
 * packed documents: one causal call per document, so nothing of size S x S spans the batch;
 * cached keys: explicit products of the few new queries with all keys.
 
-The softmax is computed in float32 everywhere, whatever the dtype of q, k and v.
+The softmax is computed in float32 everywhere, whatever the dtype of q, k and v. The fused kernels
+keep the scores in float32 too, so there the query/key layer scaling has nothing to protect: its
+two factors cancel.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from megacore.layers.dropout_attention import dropout_attention
 
 
 def causal_attention(
@@ -37,7 +41,7 @@ def causal_attention(
     """
     batch, length, groups, ratio, width = q.shape
     if dropout > 0.0 and q.device.type == "cpu":
-        out = _explicit_causal(q, k, v, dropout, layer_scale)
+        out = dropout_attention(q, k, v, dropout=dropout, layer_scale=layer_scale)
     elif ratio == 1:
         out = _fused(q[:, :, :, 0], k, v, dropout)
     elif q.device.type == "cpu":
@@ -130,24 +134,6 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     return F.scaled_dot_product_attention(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), dropout_p=dropout, is_causal=True
     ).transpose(1, 2)
-
-
-def _explicit_causal(
-    q: Tensor, k: Tensor, v: Tensor, dropout: float, layer_scale: int
-) -> Tensor:
-    """Causal attention with the scores in memory; returns [B, S, G, R, D]."""
-    length, width = q.shape[1], q.shape[-1]
-    q = q.permute(0, 2, 3, 1, 4) * (1.0 / (math.sqrt(width) * layer_scale))
-    k = k.permute(0, 2, 3, 1)[:, :, None]  # [B, G, 1, D, S]
-    v = v.transpose(1, 2)[:, :, None]  # [B, G, 1, S, D]
-    hidden = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-    scores = q @ k
-    scores = scores.to(_softmax_dtype(scores))
-    if layer_scale != 1:
-        scores = scores * layer_scale
-    weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
-    weights = F.dropout(weights, dropout).to(v.dtype)
-    return (weights @ v).permute(0, 3, 1, 2, 4)
 
 
 def _softmax_dtype(scores: Tensor) -> torch.dtype:

@@ -1,0 +1,100 @@
+"""Causal attention with dropout on a CPU, where PyTorch's fused kernel has none.
+
+Holds the attention weights of all heads, [B * G, R * S, S], and one byte of dropout mask for
+each, from forward to backward; selective recompute frees them. Scores are rounded to the dtype of
+q and k before the softmax, which computes in float32.
+
+Random bits are drawn 64 at a time and cut into four 16-bit thresholds: eight times as fast as
+PyTorch's Bernoulli sampler, with a drop probability that is a multiple of 1/65536.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LEVELS = 1 << 16
+
+
+def keep_mask(shape: torch.Size, drop: float) -> tuple[Tensor, float]:
+    """A random mask from PyTorch's default CPU generator, and the probability of True.
+
+    Args:
+        shape: Shape of the mask.
+        drop: Probability of False, rounded to a multiple of 1/65536.
+    """
+    dropped_levels = min(max(round(drop * _LEVELS), 0), _LEVELS)
+    count = math.prod(shape)
+    bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    # Signed 16-bit lanes run from -32768; the lowest `dropped_levels` of them drop.
+    levels = bits.view(torch.int16)[:count].view(shape)
+    keep_probability = 1.0 - dropped_levels / _LEVELS
+    if dropped_levels == _LEVELS:
+        return torch.zeros(shape, dtype=torch.bool), 0.0
+    return levels >= dropped_levels - _LEVELS // 2, keep_probability
+
+
+class _DropoutAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, drop: float, layer_scale: int
+    ) -> Tensor:
+        batch, length, groups, ratio, width = q.shape
+        scale = 1.0 / (math.sqrt(width) * layer_scale)
+        rows = q.permute(0, 2, 3, 1, 4).reshape(batch * groups, ratio * length, width)
+        keys = k.transpose(1, 2).reshape(batch * groups, length, width)
+        values = v.transpose(1, 2).reshape(batch * groups, length, width)
+        hidden = torch.ones(length, length, dtype=torch.bool).triu_(1)
+        bias = torch.zeros(length, length, dtype=q.dtype).masked_fill_(hidden, float("-inf"))
+        bias = bias.repeat(ratio, 1).expand(batch * groups, -1, -1)
+        scores = torch.baddbmm(bias, rows, keys.transpose(1, 2), alpha=scale)
+        if layer_scale != 1:
+            scores = scores.float().mul_(layer_scale).to(q.dtype)
+        weights = scores.softmax(-1)
+        keep, keep_probability = keep_mask(weights.shape, drop)
+        rescale = 1.0 / keep_probability if keep_probability > 0.0 else 0.0
+        out = torch.bmm((weights * keep).mul_(rescale), values)
+        ctx.save_for_backward(rows, keys, values, weights, keep)
+        ctx.shape, ctx.rescale = q.shape, rescale
+        return out.view(batch, groups, ratio, length, width).permute(0, 3, 1, 2, 4)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        rows, keys, values, weights, keep = ctx.saved_tensors
+        batch, length, groups, ratio, width = ctx.shape
+        grad = grads[0].permute(0, 2, 3, 1, 4).reshape(rows.shape)
+        dropped = (weights * keep).mul_(ctx.rescale)
+        d_values = torch.bmm(dropped.transpose(1, 2), grad)
+        d_weights = torch.bmm(grad, values.transpose(1, 2)).mul_(keep).mul_(ctx.rescale)
+        d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+        # The two layer factors cancel in the gradient.
+        scale = 1.0 / math.sqrt(width)
+        d_rows = torch.bmm(d_scores, keys).mul_(scale)
+        d_keys = torch.bmm(d_scores.transpose(1, 2), rows).mul_(scale)
+        d_q = d_rows.view(batch, groups, ratio, length, width).permute(0, 3, 1, 2, 4)
+        shape = (batch, groups, length, width)
+        d_k, d_v = d_keys.view(shape).transpose(1, 2), d_values.view(shape).transpose(1, 2)
+        return d_q, d_k, d_v, None, None
+
+
+def dropout_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, dropout: float, layer_scale: int = 1
+) -> Tensor:
+    """Causal attention on a CPU, dropping attention weights.
+
+    Args:
+        q: [B, S, G, R, D].
+        k: [B, S, G, D].
+        v: [B, S, G, D].
+        dropout: Drop probability.
+        layer_scale: Scores are computed this many times smaller and multiplied back in float32.
+
+    Returns:
+        [B, S, G, R, D].
+    """
+    result = _DropoutAttention.apply(q, k, v, dropout, layer_scale)
+    assert isinstance(result, Tensor)
+    return result
