@@ -19,7 +19,7 @@ class BatchSettings(Protocol):
         """Samples per optimizer step; None for one micro-batch per replica."""
 
     @property
-    def rampup_batch_size(self) -> tuple[str, ...] | None:
+    def rampup_batch_size(self) -> tuple[int | str, ...] | None:
         """Start, increment and length in samples of a ramp, as written."""
 
     @property
@@ -95,8 +95,8 @@ class MicrobatchCalculator:
         """Batch size after any ramp, rounded down if that was asked for."""
         return self._target // self._per_pass * self._per_pass
 
-    def at(self, consumed_samples: int) -> BatchSize:
-        """Batch of the step that starts after `consumed_samples` samples."""
+    def nominal(self, consumed_samples: int) -> int:
+        """Batch size that the settings ask for at this point, before it is rounded down."""
         size = self._target
         if self._ramp and consumed_samples < self._ramp.num_samples:
             # floor(consumed / (length / increments)) in whole numbers, so that no rounding error
@@ -104,7 +104,11 @@ class MicrobatchCalculator:
             increments = (self._target - self._ramp.start) // self._ramp.increment
             done = consumed_samples * increments // self._ramp.num_samples
             size = self._ramp.start + done * self._ramp.increment
-        num_microbatches = size // self._per_pass
+        return size
+
+    def at(self, consumed_samples: int) -> BatchSize:
+        """Batch of the step that starts after `consumed_samples` samples."""
+        num_microbatches = self.nominal(consumed_samples) // self._per_pass
         return BatchSize(num_microbatches * self._per_pass, num_microbatches)
 
     def iterations(self, train_samples: int) -> int:
@@ -120,7 +124,7 @@ class MicrobatchCalculator:
         return iterations + (train_samples - consumed) // self.max_global_batch_size
 
 
-def _parse_ramp(words: tuple[str, ...] | None, target: int) -> _Ramp | None:
+def _parse_ramp(words: tuple[int | str, ...] | None, target: int) -> _Ramp | None:
     if words is None:
         return None
     given = "--rampup-batch-size " + " ".join(str(word) for word in words)

@@ -7,13 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from megacore.ops.adamw import adamw_step
 from megacore.optim.buffers import FlatGroup
 from megacore.optim.config import OptimizerConfig
-
-try:
-    from megacore.ops.adamw import adamw_step
-except ImportError:
-    from megacore.optim.adamw_torch import adamw_step
 
 # SGD works through the buffers in pieces of this many elements, so that its scratch memory does
 # not grow with the model and stays in cache.
