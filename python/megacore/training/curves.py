@@ -9,7 +9,7 @@ from typing import Any
 
 from megacore.errors import DataError
 from megacore.training.log_line import parse_iteration, parse_validation
-from megacore.training.writers import read_metrics
+from megacore.training.writers import TRAIN_KEYS, read_metrics
 
 METRICS_FILE = "metrics.jsonl"
 EVENT_FILES = "*tfevents*"
@@ -38,9 +38,14 @@ class Series:
 
     def add(self, iteration: int, value: Any) -> None:
         """Append a value; the strings "nan" and "inf" of a JSON file are understood."""
-        if value is not None:
-            self.iterations.append(iteration)
-            self.values.append(float(value))
+        if value is None:
+            return
+        # A restarted run does iterations again: the later ones count.
+        while self.iterations and self.iterations[-1] >= iteration:
+            self.iterations.pop()
+            self.values.pop()
+        self.iterations.append(iteration)
+        self.values.append(float(value))
 
     def __len__(self) -> int:
         return len(self.values)
@@ -114,12 +119,18 @@ def curves_of_metrics(path: Path) -> Curves:
     for event in read_metrics(path):
         iteration = int(event.get("iteration", 0))
         if event["event"] == "train":
-            _add_losses(curves.train, iteration, event.get("losses", {}))
-            curves.learning_rate.add(iteration, event.get("learning_rate"))
-            curves.grad_norm.add(iteration, event.get("grad_norm"))
-            curves.throughput.add(iteration, event.get("tokens_per_second"))
-        elif event["event"] == "evaluate" and event.get("set") != "test":
-            _add_losses(curves.validation, iteration, event.get("losses", {}))
+            losses = {key: event[key] for key in event.keys() - TRAIN_KEYS}
+            _add_losses(curves.train, iteration, losses)
+            curves.learning_rate.add(iteration, event.get("learning rate"))
+            curves.grad_norm.add(iteration, event.get("grad norm"))
+            curves.throughput.add(iteration, event.get("tokens/s"))
+        elif event["event"] == "evaluate":
+            losses = {
+                key.removesuffix(_VALIDATION): event[key]
+                for key in event
+                if key.endswith(_VALIDATION)
+            }
+            _add_losses(curves.validation, iteration, losses)
     return curves
 
 
@@ -131,15 +142,10 @@ def curves_of_log(path: Path) -> Curves:
         for line in file:
             record = parse_iteration(line)
             if record is not None:
-                # A restarted run does iterations again: the later ones count.
-                while records and records[-1].iteration >= record.iteration:
-                    records.pop()
                 records.append(record)
                 continue
             validation = parse_validation(line)
             if validation is not None and validation.set_name != "test":
-                while validations and validations[-1].iteration > validation.iteration:
-                    validations.pop()
                 validations.append(validation)
     flops_shown = bool(records) and all(r.throughput_tflops is not None for r in records)
     if flops_shown:

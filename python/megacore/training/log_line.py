@@ -93,7 +93,7 @@ _HEAD = re.compile(
     r"\s*iteration\s+(?P<iteration>\d+)/\s*(?P<train_iters>\d+) \|"
 )
 _FIELD = re.compile(r"\s*([^:|]+?):\s*([^|]*?)\s*\|")
-_KNOWN_FIELDS = {
+FIELD_OF_NAME = {
     "consumed samples": "consumed_samples",
     "skipped samples": "skipped_samples",
     "elapsed time per iteration (ms)": "elapsed_ms",
@@ -138,7 +138,7 @@ def parse_iteration(line: str) -> IterationRecord | None:
     known: dict[str, float | int] = {}
     losses: dict[str, float] = {}
     for match in _FIELD.finditer(line, head.end()):
-        name = _KNOWN_FIELDS.get(match[1])
+        name = FIELD_OF_NAME.get(match[1])
         try:
             value = float(match[2])
         except ValueError:
@@ -147,7 +147,7 @@ def parse_iteration(line: str) -> IterationRecord | None:
             known[name] = int(value) if name in _INTEGER_FIELDS else value
         elif "global_batch_size" in known and "loss_scale" not in known:
             losses[match[1]] = value
-    if not _REQUIRED_FIELDS <= known.keys():
+    if not known.keys() >= _REQUIRED_FIELDS:
         return None
     return IterationRecord(
         time=datetime.strptime(head["time"], TIME_FORMAT),

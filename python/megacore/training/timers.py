@@ -1,7 +1,7 @@
 """Named timers with levels, and the report that is printed beside the log line.
 
 Level 0 timers run once in a while (set-up, save, evaluation), level 1 once per iteration, level 2
-several times per iteration. A timer above the chosen level costs one comparison and reports nothing.
+several times per iteration. A timer above the chosen level does nothing and reports nothing.
 """
 
 from __future__ import annotations
@@ -69,6 +69,11 @@ class Timer:
         self._elapsed += time.perf_counter() - self._started_at
         self._started_at = None
         self.count += 1
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not stopped."""
+        return self._started_at is not None
 
     def elapsed(self, *, reset: bool = True) -> float:
         """Seconds counted so far, those since `start` included; keeps running if it ran."""

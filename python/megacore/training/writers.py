@@ -13,8 +13,26 @@ from typing import Any, Protocol
 
 import orjson
 
-from megacore.errors import ConfigError, Fault, UsageError
+from megacore.errors import UsageError
 from megacore.training.config import LoggingConfig
+from megacore.training.log_line import FIELD_OF_NAME
+
+RUN_ID_FILE = "megacore_run_id.txt"
+
+#: Names in a "train" line that are not losses.
+TRAIN_KEYS = frozenset(FIELD_OF_NAME) | {
+    "event",
+    "time",
+    "iteration",
+    "tokens/s",
+    "TFLOP/s",
+    "TFLOP/s causal",
+    "TFLOP/s with recompute",
+    "MFU",
+    "memory bytes",
+    "peak memory bytes",
+    "seconds left",
+}
 
 
 class Writer(Protocol):
@@ -48,22 +66,20 @@ class TensorBoardWriter:
             raise UsageError(
                 "--tensorboard-dir needs the tensorboard package: pip install 'megacore[writers]'"
             ) from error
-        self._writer = SummaryWriter(  # type: ignore[no-untyped-call]
-            log_dir=directory, max_queue=queue_size
-        )
+        self._writer = SummaryWriter(log_dir=directory, max_queue=queue_size)
 
     def add_scalars(self, scalars: Mapping[str, float], step: int) -> None:
         """Write one value per tag."""
         for tag, value in scalars.items():
-            self._writer.add_scalar(tag, value, step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(tag, value, step)
 
     def add_text(self, tag: str, text: str, step: int) -> None:
         """Write a text."""
-        self._writer.add_text(tag, text, step)  # type: ignore[no-untyped-call]
+        self._writer.add_text(tag, text, step)
 
     def close(self) -> None:
         """Flush and close the event file."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class WandbWriter:
@@ -74,12 +90,19 @@ class WandbWriter:
         name: Run name.
         directory: Where the run keeps its files.
         settings: The configuration shown with the run.
+        resume: Go on with the run that this directory held last, instead of a new one.
     """
 
     takes_samples_axis = False
 
     def __init__(
-        self, project: str, *, name: str, directory: Path, settings: Mapping[str, Any]
+        self,
+        project: str,
+        *,
+        name: str,
+        directory: Path,
+        settings: Mapping[str, Any],
+        resume: bool = False,
     ) -> None:
         try:
             import wandb
@@ -88,9 +111,20 @@ class WandbWriter:
                 "--wandb-project needs the wandb package: pip install 'megacore[writers]'"
             ) from error
         directory.mkdir(parents=True, exist_ok=True)
+        id_file = directory / RUN_ID_FILE
+        run_id = None
+        if resume and id_file.is_file():
+            run_id = id_file.read_text(encoding="ascii").strip() or None
         self._run = wandb.init(
-            project=project, name=name, dir=str(directory), config=dict(settings), reinit=True
+            project=project,
+            name=name,
+            dir=str(directory),
+            config=dict(settings),
+            id=run_id,
+            resume="allow" if run_id else None,
+            reinit="finish_previous",
         )
+        id_file.write_text(self._run.id, encoding="ascii")
 
     def add_scalars(self, scalars: Mapping[str, float], step: int) -> None:
         """Write one value per tag."""
@@ -107,9 +141,11 @@ class WandbWriter:
 class JsonLinesWriter:
     """One JSON object per event, appended to a file that survives restarts.
 
-    Every line has "event": "start" (also of a resumed run, with the iteration it starts from),
-    "train" or "evaluate". Nothing is ever removed: a reader that meets a "start" drops the
-    lines before it that lie beyond its iteration, see `read_metrics`.
+    Every line has "event" ("start", "train" or "evaluate"), "iteration", and values under the names
+    of the log line ("lm loss", "learning rate", ...) or of the TensorBoard tags ("lm loss
+    validation"). A resumed run starts with a "start" line too. Nothing is ever removed: a reader
+    that meets a "start" drops the lines before it that lie beyond its iteration, see
+    `read_metrics`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -168,35 +204,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return events
 
 
-def wandb_directory(logging: LoggingConfig, save: str | None) -> Path:
-    """`--wandb-save-dir`, else `wandb` inside `--save`, else inside the current directory."""
-    if logging.wandb_save_dir:
-        return Path(logging.wandb_save_dir)
-    return Path(save or ".") / "wandb"
-
-
 def open_writers(
-    logging: LoggingConfig, *, save: str | None, settings: Mapping[str, Any]
+    logging: LoggingConfig, *, settings: Mapping[str, Any], resume: bool = False
 ) -> list[Writer]:
     """The TensorBoard and W&B writers that the settings ask for.
 
     Args:
-        logging: Directories, project and run name.
-        save: Checkpoint directory, the default home of W&B files.
-        settings: Flag destination -> value, written as text.
+        logging: Resolved directories, project and run name.
+        settings: Flag destination -> value, shown with a W&B run.
+        resume: Whether this run goes on from a checkpoint.
 
     Raises:
-        ConfigError: A W&B project without a run name.
         UsageError: The package a writer needs is not installed.
     """
-    if logging.wandb_project and not logging.wandb_exp_name:
-        fault = Fault(
-            "MC0601",
-            "a W&B run needs a name",
-            {"--wandb-project": logging.wandb_project, "--wandb-exp-name": "''"},
-            "--wandb-exp-name NAME",
-        )
-        raise ConfigError([fault])
     writers: list[Writer] = []
     if logging.tensorboard_dir:
         writer = TensorBoardWriter(
@@ -208,8 +228,9 @@ def open_writers(
             WandbWriter(
                 logging.wandb_project,
                 name=logging.wandb_exp_name,
-                directory=wandb_directory(logging, save),
+                directory=Path(logging.wandb_save_dir),
                 settings=settings,
+                resume=resume,
             )
         )
     return writers

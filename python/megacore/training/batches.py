@@ -1,0 +1,85 @@
+"""Sources of micro-batches for training, validation and test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from megacore.data import Batch, Datasets, build_datasets, build_loader
+from megacore.data.tokenizers import Tokenizer
+from megacore.training.run_config import RunConfig
+from megacore.training.run_state import RunState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """Sources of micro-batches; None where nothing is wanted or the split has no data."""
+
+    train: Iterator[Batch] | None
+    valid: Iterator[Batch] | None
+    test: Iterator[Batch] | None
+
+
+def samples_wanted(
+    run: RunConfig, *, train_iters: int, batch_size: int
+) -> tuple[int | None, int | None, int | None]:
+    """Sequences that training, all validations and the test will use; None for none.
+
+    Args:
+        run: Resolved settings.
+        train_iters: Iteration at which training ends.
+        batch_size: Global batch size after any ramp-up; evaluation always uses it.
+    """
+    training = run.training
+    train = None
+    if train_iters > 0 and not training.skip_train:
+        train = training.train_samples or train_iters * batch_size
+    if training.eval_iters == 0:
+        return train, None, None
+    evaluations = train_iters // training.eval_interval + 1
+    once = training.eval_iters * batch_size
+    return train, evaluations * once, once
+
+
+def build_batches(
+    run: RunConfig,
+    tokenizer: Tokenizer,
+    *,
+    state: RunState,
+    wanted: tuple[int | None, int | None, int | None],
+    vocab_rows: int,
+) -> Batches:
+    """Build the datasets, and start reading where the counters stand.
+
+    Args:
+        run: Resolved settings.
+        tokenizer: Says where documents end, and names the index cache.
+        state: Counters.
+        wanted: As `samples_wanted` gave.
+        vocab_rows: Rows of the word embedding; every token id is checked against it.
+
+    Raises:
+        DataError: A dataset cannot be read, or has nothing for a split that is wanted.
+    """
+    datasets: Datasets = build_datasets(
+        run.data, tokenizer, seed=run.training.seed, num_samples=wanted
+    )
+
+    def read(dataset: object | None, samples: int | None, consumed: int) -> Iterator[Batch] | None:
+        if dataset is None or samples is None:
+            return None
+        loader = build_loader(
+            dataset,
+            data=run.data,
+            micro_batch_size=int(run.batch.micro_batch_size or 1),
+            consumed_samples=consumed,
+            seed=run.training.seed,
+            vocab_size=vocab_rows,
+        )
+        return iter(loader)
+
+    return Batches(
+        train=read(datasets.train, wanted[0], state.consumed_train_samples),
+        valid=read(datasets.valid, wanted[1], state.consumed_valid_samples),
+        test=read(datasets.test, wanted[2], 0),
+    )

@@ -1,0 +1,306 @@
+"""What goes into a checkpoint of a run, and how a run continues from one."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megacore.checkpoint import (
+    Checkpoint,
+    ResumePlan,
+    SaveDirectory,
+    VocabularyRows,
+    gather_rng,
+    restore_rng,
+)
+from megacore.checkpoint.config import CheckpointConfig
+from megacore.config.fields import flag_fields
+from megacore.config.report import format_resume_table
+from megacore.errors import CheckpointError
+from megacore.optim import Optimizer
+from megacore.training.learner import Learner
+from megacore.training.live_view import Screen
+from megacore.training.outputs import Outputs
+from megacore.training.run_config import RunConfig
+from megacore.training.run_state import RunState
+
+MODEL, OPTIMIZER, RNG = "model", "optimizer", "rng"
+
+# With another value of these the weights of a checkpoint mean nothing, even where they fit.
+_MUST_MATCH = (
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "kv_channels",
+    "group_query_attention",
+    "num_query_groups",
+    "position_embedding_type",
+    "rotary_interleaved",
+    "rotary_percent",
+    "normalization",
+    "apply_layernorm_1p",
+    "apply_residual_connection_post_layernorm",
+    "qk_layernorm",
+    "swiglu",
+    "squared_relu",
+    "add_bias_linear",
+    "add_qkv_bias",
+    "untie_embeddings_and_output_weights",
+)
+
+
+def stored_arguments(run: RunConfig, *, vocab_size: int, padded_vocab_size: int) -> dict[str, Any]:
+    """The "args" of a checkpoint: every setting, with the sizes of the vocabulary that was used."""
+    return {**run.values(), "vocab_size": vocab_size, "padded_vocab_size": padded_vocab_size}
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What results depend on besides the settings; a resumed run elsewhere is not bitwise equal."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "torch": torch.__version__,
+        "device": f"{device.type}: {name}",
+        "threads": torch.get_num_threads(),
+    }
+
+
+class Checkpoints:
+    """Saves a run.
+
+    Args:
+        config: What to save and how often.
+        directory: The claimed save directory, or None when nothing is saved.
+        learner: Model, optimizer and schedule.
+        arguments: What `stored_arguments` gave.
+        device: Where the model is.
+        outputs: Holds the progress file.
+        screen: Prints lines.
+    """
+
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        *,
+        directory: SaveDirectory | None,
+        learner: Learner,
+        arguments: Mapping[str, Any],
+        device: torch.device,
+        outputs: Outputs,
+        screen: Screen,
+    ) -> None:
+        self._config = config
+        self._directory = directory
+        self._learner = learner
+        self._arguments = dict(arguments)
+        self._device = device
+        self._outputs = outputs
+        self._screen = screen
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the run is saved at all."""
+        return self._directory is not None
+
+    @property
+    def interval(self) -> int | None:
+        """Iterations between periodic saves."""
+        return self._config.save_interval if self.is_on else None
+
+    def save(self, state: RunState) -> None:
+        """Write a checkpoint of the run as it is now.
+
+        Raises:
+            CheckpointError: It could not be written; what was there before is still valid.
+        """
+        assert self._directory is not None
+        iteration, where = state.iteration, self._directory.path
+        self._screen.line(f"saving checkpoint at iteration {iteration:7d} to {where}")
+        learner = self._learner
+        tensors: dict[str, Mapping[str, Tensor]] = {MODEL: dict(learner.model.named_parameters())}
+        values: dict[str, Any] = {
+            "args": self._arguments,
+            "counters": state.values(),
+            "scheduler": learner.scheduler.state_values(),
+            "environment": environment(self._device),
+        }
+        if not self._config.no_save_optim:
+            tensors[OPTIMIZER] = learner.optimizer.state_tensors()
+            values[OPTIMIZER] = learner.optimizer.state_values()
+        if not self._config.no_save_rng:
+            tensors[RNG], values[RNG] = gather_rng()
+        self._directory.save(
+            iteration,
+            tensors=tensors,
+            values=values,
+            overwrite_newer=self._config.overwrite_newer_checkpoints,
+            retain_last=self._config.save_retain_last,
+        )
+        self._screen.line(
+            f"  successfully saved checkpoint from iteration {iteration:7d} to {where}"
+        )
+        if self._outputs.progress is not None:
+            self._outputs.progress.saved(
+                iteration,
+                operations=state.floating_point_operations,
+                tokens=float(state.consumed_train_samples) * self._arguments["seq_length"],
+                since_start=self._outputs.job,
+            )
+
+
+class Resume:
+    """An open checkpoint that a run continues from.
+
+    Args:
+        plan: What to take from it; its source must not be None.
+        run: The settings of this run.
+        screen: Prints what differs.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged, or the model is another one.
+    """
+
+    def __init__(self, plan: ResumePlan, *, run: RunConfig, screen: Screen) -> None:
+        assert plan.source is not None
+        self._plan = plan
+        self._run = run
+        self._screen = screen
+        self._screen.line(f" loading checkpoint from {plan.source}")
+        self._checkpoint = Checkpoint(plan.source)
+        self._arguments = _mapping(self._checkpoint, "args")
+        self._check_architecture()
+
+    def _check_architecture(self) -> None:
+        mine = self._run.values()
+        rows = [
+            (name, self._arguments[name], mine[name], "-")
+            for name in _MUST_MATCH
+            if name in self._arguments and self._arguments[name] != mine[name]
+        ]
+        if rows:
+            raise CheckpointError(
+                f"{self._checkpoint.path} holds another model than the command line describes:\n"
+                f"{format_resume_table(rows)}\n"
+                "Correct the flags, or pass --use-checkpoint-args to take them from the checkpoint."
+            )
+
+    def load(self, learner: Learner, *, vocab_size: int, device: torch.device) -> RunState:
+        """Fill the parts from the checkpoint and say which settings changed.
+
+        Random numbers come later, by `restore_rng`, when nothing else draws any more.
+
+        Returns:
+            The counters to go on from.
+        """
+        plan, checkpoint = self._plan, self._checkpoint
+        vocabulary = self._vocabulary(vocab_size)
+        notes = checkpoint.load_into(
+            MODEL,
+            dict(learner.model.named_parameters()),
+            cast=not plan.load_optimizer,
+            vocabulary=vocabulary,
+        )
+        used_schedule: dict[str, object] = {}
+        if plan.load_optimizer:
+            notes += self._load_optimizer(learner.optimizer, vocabulary)
+            schedule = self._run.schedule
+            differences = learner.scheduler.load_state(
+                _mapping(checkpoint, "scheduler"),
+                override=schedule.override_opt_param_scheduler,
+                use_checkpoint=schedule.use_checkpoint_opt_param_scheduler,
+            )
+            used_schedule = {d.name: d.used for d in differences}
+        else:
+            learner.optimizer.refresh_main_params()
+        for note in notes:
+            self._screen.line(f"  {note}")
+        self._report_differences(used_schedule, device)
+        self._screen.line(
+            f"  successfully loaded checkpoint from {checkpoint.path} [ t 0, p 0 ] "
+            f"at iteration {checkpoint.iteration}"
+        )
+        if plan.weights_only:
+            return RunState()
+        return RunState.of(_mapping(checkpoint, "counters"))
+
+    def _load_optimizer(self, optimizer: Optimizer, vocabulary: VocabularyRows | None) -> list[str]:
+        checkpoint = self._checkpoint
+        if OPTIMIZER not in checkpoint.groups:
+            raise CheckpointError(
+                f"{checkpoint.path}: holds no optimizer state (saved with --no-save-optim); "
+                "pass --no-load-optim to start with a fresh one"
+            )
+        notes = checkpoint.load_into(OPTIMIZER, optimizer.state_tensors(), vocabulary=vocabulary)
+        optimizer.load_values(_mapping(checkpoint, OPTIMIZER))
+        return notes
+
+    def _vocabulary(self, vocab_size: int) -> VocabularyRows | None:
+        """Rows that may differ: padding, when the vocabulary is the one of the checkpoint."""
+        stored = self._arguments.get("vocab_size")
+        if stored is None:
+            return None
+        if stored != vocab_size:
+            raise CheckpointError(
+                f"{self._checkpoint.path}: its vocabulary has {stored} entries, the tokenizer of "
+                f"this run {vocab_size}: use the tokenizer that the model was trained with"
+            )
+        return VocabularyRows(size=vocab_size)
+
+    def _report_differences(
+        self, used_schedule: Mapping[str, object], device: torch.device
+    ) -> None:
+        """The table of settings that differ, and a warning when bits may differ."""
+        about_checkpoints = {field.name for field, _ in flag_fields(CheckpointConfig)}
+        mine = self._run.values()
+        rows = [
+            (name, self._arguments[name], value, value)
+            for name, value in mine.items()
+            if name in self._arguments
+            and name not in about_checkpoints
+            and name != "vocab_size"
+            and self._arguments[name] != value
+        ]
+        stored_schedule = self._checkpoint.values.get("scheduler", {})
+        rows += [
+            (f"schedule {name}", stored_schedule.get(name), "(computed)", used)
+            for name, used in used_schedule.items()
+        ]
+        if rows:
+            self._screen.line("settings that differ from those of the checkpoint:")
+            self._screen.line(format_resume_table(rows))
+        stored = self._checkpoint.values.get("environment")
+        if self._plan.load_rng and isinstance(stored, Mapping):
+            for name, value in environment(device).items():
+                if name in stored and stored[name] != value:
+                    self._screen.line(
+                        f"note: {name} is {value}, the checkpoint was written with {stored[name]}: "
+                        "the run goes on, but not with the bits of an uninterrupted one"
+                    )
+
+    def restore_rng(self) -> None:
+        """Put the random number generators where the checkpoint left them.
+
+        Raises:
+            CheckpointError: The checkpoint holds no usable state.
+        """
+        if not self._plan.load_rng:
+            return
+        if RNG not in self._checkpoint.groups:
+            raise CheckpointError(
+                f"{self._checkpoint.path}: holds no random state (saved with --no-save-rng); "
+                "pass --no-load-rng to start with a fresh one"
+            )
+        restore_rng(self._checkpoint.tensors(RNG), _mapping(self._checkpoint, RNG))
+
+
+def _mapping(checkpoint: Checkpoint, key: str) -> dict[str, Any]:
+    value = checkpoint.values.get(key)
+    if not isinstance(value, dict):
+        raise CheckpointError(
+            f"{checkpoint.path}: state.json has no object {key!r}; found {type(value).__name__}"
+        )
+    return value

@@ -1,0 +1,31 @@
+"""`megacore train`, and `pretrain_gpt.py` with the same flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from megacore.checkpoint import Checkpoint, decide
+from megacore.training.run_config import RunConfig, parse_run
+
+
+def checkpoint_arguments(run: RunConfig) -> Mapping[str, Any]:
+    """The settings that the checkpoint of `--load` was saved with.
+
+    Raises:
+        CheckpointError: There is a checkpoint and it cannot be read.
+    """
+    plan = decide(run.checkpoint)
+    if plan.source is None:
+        return {}
+    arguments = Checkpoint(plan.source).values.get("args")
+    return arguments if isinstance(arguments, dict) else {}
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the verb `train`."""
+    run, origins = parse_run(argv, read_checkpoint=checkpoint_arguments)
+    # Only a valid command line pays for loading the training stack.
+    from megacore.training.pretrain import pretrain
+
+    return pretrain(run, origins)

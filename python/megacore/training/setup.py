@@ -1,0 +1,256 @@
+"""Builds the parts of a run, in an order that makes restarts exact.
+
+Whatever draws from the global random generators between the start and the first iteration would
+differ between a fresh and a resumed run, so a checkpoint's random state is restored last.
+"""
+
+from __future__ import annotations
+
+import logging as python_logging
+from collections.abc import Mapping
+from contextlib import ExitStack
+from datetime import datetime
+from typing import Any
+
+import torch
+
+from megacore.checkpoint import ResumePlan, SaveDirectory, decide
+from megacore.config.layers import Origin
+from megacore.config.report import format_arguments
+from megacore.data.tokenizers import Tokenizer, build_tokenizer, padded_vocab_size
+from megacore.models.initialization import init_weights
+from megacore.optim import MicrobatchCalculator
+from megacore.training.batches import Batches, build_batches, samples_wanted
+from megacore.training.checkpoints import Checkpoints, Resume, stored_arguments
+from megacore.training.flops import ModelShape
+from megacore.training.learner import Learner, build_learner, build_model, parameter_dtype
+from megacore.training.live_view import Screen
+from megacore.training.log_line import format_moment
+from megacore.training.outputs import open_outputs
+from megacore.training.peak import peak_speed
+from megacore.training.profiling import Profiler, profile_directory
+from megacore.training.reporting import Reporter
+from megacore.training.run_config import RunConfig
+from megacore.training.run_state import RunState
+from megacore.training.seeding import rank_seed, seed_everything, torch_rng_preserved
+from megacore.training.signals import TermSignal
+from megacore.training.speed import SpeedModel
+from megacore.training.step import StepPolicy, TrainStep
+from megacore.training.timers import Timers
+from megacore.training.trainer import Parts, Trainer
+
+SETUP_TIMERS = ("model-and-optimizer-setup", "train/valid/test-data-iterators-setup")
+
+
+class Setup:
+    """Builds a trainer from a configuration.
+
+    Args:
+        run: Resolved settings.
+        stack: Closes what is opened: the claim on the save directory, the writers.
+        screen: Prints lines.
+        term: Notes SIGTERM.
+        started: When the process started.
+        origins: Where each setting came from.
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        *,
+        stack: ExitStack,
+        screen: Screen,
+        term: TermSignal,
+        started: datetime,
+        origins: Mapping[str, Origin] | None = None,
+    ) -> None:
+        self._run = run
+        self._stack = stack
+        self._screen = screen
+        self._term = term
+        self._started = started
+        self._origins = origins or {}
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._batch_sizes = MicrobatchCalculator(run.batch)
+        self._train_iters = self._count_iterations()
+        self._timers = Timers(
+            level=run.logging.timing_log_level,
+            option=run.logging.timing_log_option,
+            device=self._device,
+        )
+
+    def _count_iterations(self) -> int:
+        training = self._run.training
+        if training.train_samples is not None:
+            return self._batch_sizes.iterations(training.train_samples)
+        return training.train_iters or 0
+
+    def build(self) -> Trainer:
+        """Everything, ready for the first iteration.
+
+        Raises:
+            MegacoreError: Data, tokenizer or checkpoint cannot be used; the message names it.
+        """
+        run, screen = self._run, self._screen
+        if run.logging.logging_level is not None:
+            python_logging.getLogger("megacore").setLevel(run.logging.logging_level)
+        screen.line(format_arguments(run))
+        plan = decide(run.checkpoint)
+        for warning in plan.warnings:
+            screen.line(warning)
+        directory = self._claim(plan)
+        resume = Resume(plan, run=run, screen=screen) if plan.source is not None else None
+        seed_everything(rank_seed(run.training.seed))
+        tokenizer, rows = self._vocabulary()
+        screen.line(format_moment("after megacore is initialized"))
+
+        learner, state = self._learner(resume, tokenizer.vocab_size, rows)
+        message = "after model, optimizer, and learning rate scheduler are built"
+        screen.line(format_moment(message))
+        with self._timers.time(SETUP_TIMERS[1]), torch_rng_preserved(self._device):
+            wanted = samples_wanted(
+                run,
+                train_iters=self._train_iters,
+                batch_size=self._batch_sizes.max_global_batch_size,
+            )
+            batches = build_batches(run, tokenizer, state=state, wanted=wanted, vocab_rows=rows)
+        screen.line(format_moment("after dataloaders are built"))
+        screen.line("done with setup ...")
+        self._print_timers(*SETUP_TIMERS)
+
+        parts = self._parts(
+            learner,
+            batches,
+            state,
+            stored_arguments(run, vocab_size=tokenizer.vocab_size, padded_vocab_size=rows),
+            directory,
+        )
+        if resume is not None:
+            resume.restore_rng()
+        return Trainer(
+            parts, run=run, state=state, train_iters=self._train_iters, started=self._started
+        )
+
+    def _claim(self, plan: ResumePlan) -> SaveDirectory | None:
+        """The save directory, before any work is done that could not be kept there."""
+        checkpoint = self._run.checkpoint
+        if checkpoint.save is None or self._run.training.skip_train:
+            return None
+        directory = self._stack.enter_context(SaveDirectory(checkpoint.save))
+        if not checkpoint.overwrite_newer_checkpoints:
+            directory.refuse_newer(plan.iteration)
+        return directory
+
+    def _vocabulary(self) -> tuple[Tokenizer, int]:
+        """The tokenizer, and the rows of the word embedding."""
+        tokenizer = build_tokenizer(self._run.tokenizer)
+        size = tokenizer.vocab_size
+        rows = padded_vocab_size(
+            size, make_divisible_by=self._run.model.make_vocab_size_divisible_by
+        )
+        self._screen.line(
+            f" > padded vocab (size: {size}) with {rows - size} dummy tokens (new size: {rows})"
+        )
+        return tokenizer, rows
+
+    def _learner(
+        self, resume: Resume | None, vocab_size: int, rows: int
+    ) -> tuple[Learner, RunState]:
+        run, state = self._run, RunState()
+        with self._timers.time(SETUP_TIMERS[0]):
+            model = build_model(run, padded_vocab_size=rows, device=self._device)
+            # Rows of the embedding that a checkpoint lacks keep these values.
+            init_weights(model, run.model, seed=run.training.seed)
+            count = sum(parameter.numel() for parameter in model.parameters())
+            self._screen.line(
+                f" > number of parameters on (tensor, pipeline) model parallel rank (0, 0): {count}"
+            )
+            learner = build_learner(run, model, self._batch_sizes)
+            if resume is not None:
+                with self._timers.time("load-checkpoint"):
+                    state = resume.load(learner, vocab_size=vocab_size, device=self._device)
+        self._print_timers("load-checkpoint")
+        return learner, state
+
+    def _parts(
+        self,
+        learner: Learner,
+        batches: Batches,
+        state: RunState,
+        arguments: Mapping[str, Any],
+        directory: SaveDirectory | None,
+    ) -> Parts:
+        """Puts the parts together, with those that watch and keep: reporter, checkpoints."""
+        run, training = self._run, self._run.training
+        outputs = open_outputs(
+            run, stack=self._stack, state=state, arguments=arguments, started=self._started
+        )
+        speed = self._speed(arguments["padded_vocab_size"])
+        profiler = self._profiler()
+        reporter = Reporter(
+            run.logging,
+            screen=self._screen,
+            outputs=outputs,
+            timers=self._timers,
+            speed=speed,
+            device=self._device,
+            train_iters=self._train_iters,
+            micro_batch_size=run.batch.micro_batch_size or 1,
+        )
+        if not training.skip_train:
+            batch_size = self._batch_sizes.max_global_batch_size
+            reporter.start(state, arguments, origins=self._origins, batch_size=batch_size)
+        policy = StepPolicy(
+            per_token_loss=training.calculate_per_token_loss,
+            count_zeros=run.logging.log_num_zeros_in_grad,
+            dynamic_loss_scale=run.precision.fp16 and not run.precision.loss_scale,
+            trace_nan=training.trace_nan,
+            empty_cache_level=training.empty_unused_memory_level,
+        )
+        return Parts(
+            learner=learner,
+            batch_sizes=self._batch_sizes,
+            step=TrainStep(
+                learner, policy=policy, device=self._device, timers=self._timers, profiler=profiler
+            ),
+            batches=batches,
+            checkpoints=Checkpoints(
+                run.checkpoint,
+                directory=directory,
+                learner=learner,
+                arguments=arguments,
+                device=self._device,
+                outputs=outputs,
+                screen=self._screen,
+            ),
+            reporter=reporter,
+            speed=speed,
+            profiler=profiler,
+            timers=self._timers,
+            screen=self._screen,
+            term=self._term,
+            device=self._device,
+        )
+
+    def _speed(self, vocab_rows: int) -> SpeedModel:
+        run = self._run
+        shape = ModelShape.of(
+            run.model, padded_vocab=vocab_rows, seq_length=run.data.seq_length or 0
+        )
+        dtype = parameter_dtype(run.precision)
+        peak = peak_speed(self._device, dtype, given=run.logging.peak_tflops)
+        return SpeedModel(shape=shape, recompute=run.recompute, peak=peak)
+
+    def _profiler(self) -> Profiler:
+        run = self._run
+        directory = profile_directory(
+            tensorboard_dir=run.logging.tensorboard_dir, save=run.checkpoint.save
+        )
+        return Profiler(
+            run.profile, device=self._device, rank=0, directory=directory, say=self._screen.line
+        )
+
+    def _print_timers(self, *names: str) -> None:
+        report = self._timers.report(names)
+        if report is not None:
+            self._screen.line(report)
