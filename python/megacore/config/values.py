@@ -65,6 +65,8 @@ def convert(value: Any, base: type) -> Any:
     if base is bool:
         if isinstance(value, bool):
             return value
+        if isinstance(value, str) and value.lower() in ("true", "false", "1", "0"):
+            return value.lower() in ("true", "1")
         raise ValueError("expected true or false")
     if base is str and (isinstance(value, str) or is_number):
         return str(value)

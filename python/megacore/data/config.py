@@ -170,11 +170,6 @@ class DataConfig:
         "--reset-attention-mask", default=False, help="no attention across EOD"
     )
     eod_mask_loss: bool = flag("--eod-mask-loss", default=False, help="no loss where input is EOD")
-    create_attention_mask_in_dataloader: bool = flag(
-        "--no-create-attention-mask-in-dataloader",
-        default=True,
-        help="dataset does not emit attention_mask",
-    )
     num_dataset_builder_threads: int = flag(
         "--num-dataset-builder-threads",
         default=1,

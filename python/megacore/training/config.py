@@ -162,11 +162,6 @@ class TrainingConfig:
         "--no-manual-gc-eval", default=True, help="do not collect around evaluation"
     )
     seed: int = flag("--seed", default=1234, help="base seed", bounds="[1, 4294967295]")
-    data_parallel_random_init: bool = flag(
-        "--data-parallel-random-init",
-        default=False,
-        help="add 10*dp_rank to the seed so replicas differ",
-    )
     eval_iters: int = flag(
         "--eval-iters", default=100, help="batches per evaluation", bounds="[0, inf)"
     )
@@ -212,9 +207,6 @@ class LoggingConfig:
     )
     timing_log_level: int = flag(
         "--timing-log-level", default=0, choices=(0, 1, 2), help="0, 1 or 2"
-    )
-    barrier_with_L1_time: bool = flag(
-        "--no-barrier-with-level-1-timing", default=True, help="no barrier before level-1 timers"
     )
     timing_log_option: str = flag(
         "--timing-log-option",

@@ -1,0 +1,270 @@
+"""Every fault has a stable id, a page, and a command line that triggers it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from command_lines import small
+
+from megacore.config.faults import RULES, fault
+from megacore.errors import EXIT_USAGE, ConfigError, Fault
+from megacore.training.run_config import RunConfig, parse_run
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "python" / "megacore"
+
+# Id -> (words to add to the small run, flags of it to leave out). A list means several ways.
+SAMPLES = "--train-samples 1000"
+TRIGGERS: dict[str, list[tuple[str, str]]] = {
+    "MC0001": [("--num-layer 3", ""), ("--never-heard-of", ""), ("-q", "")],
+    "MC0002": [("--seed", ""), ("--seed --bf16", ""), ("--profile-ranks", ""), ("--config", "")],
+    "MC0003": [("--seed 1.5", ""), ("--lr fast", ""), ("--hidden-size 64k", ""), ("--lr nan", "")],
+    "MC0004": [("--optimizer lamb", ""), ("--timing-log-level 3", ""), ("--dataloader-type x", "")],
+    "MC0005": [("--num-layers 0", ""), ("--adam-beta2 1.0", ""), ("--hidden-dropout -0.1", "")],
+    "MC0006": [("--bf16=true", ""), ("--disable-bias-linear=false", "")],
+    "MC0007": [("stray", ""), ("--seed 1 2", "")],
+    "MC0008": [("--config /nonexistent/run.yaml", ""), ("--config run.ini", "")],
+    "MC0009": [("--config unknown_key.yaml", ""), ("--config unknown_group.yaml", "")],
+    "MC0010": [("--config twice.yaml", ""), ("--config dash_and_underscore.yaml", "")],
+    "MC0011": [
+        ("--tensor-model-parallel-size 2", ""),
+        ("--num-experts 8", ""),
+        ("--fp8-format hybrid", ""),
+        ("--ckpt-format torch_dist", ""),
+        ("--async-save", ""),
+        ("--spec my.module spec", ""),
+        ("--no-fp8-wgrad", ""),
+    ],
+    "MC0012": [
+        ("--batch-size 4", ""),
+        ("--warmup 3", ""),
+        ("--model-parallel-size 2", ""),
+        ("--checkpoint-activations", ""),
+    ],
+    "MC0013": [("--unset hiden-size", "")],
+    "MC0101": [
+        ("", "--num-layers"),
+        ("", "--hidden-size"),
+        ("", "--num-attention-heads"),
+        ("", "--max-position-embeddings"),
+        ("", "--seq-length"),
+        ("", "--micro-batch-size"),
+        ("", "--lr"),
+    ],
+    "MC0102": [("--encoder-num-layers 3", "")],
+    "MC0103": [("--num-attention-heads 5", "")],
+    "MC0104": [("--group-query-attention --num-query-groups 3", "")],
+    "MC0105": [("--squared-relu --swiglu", "")],
+    "MC0106": [
+        ("--position-embedding-type rope --rotary-percent 0.45", ""),
+        ("--use-rotary-position-embeddings --kv-channels 15", ""),
+        ("--position-embedding-type rope --rotary-percent 0.05", ""),
+    ],
+    "MC0107": [("--no-position-embedding", "")],
+    "MC0108": [("--use-rotary-position-embeddings --position-embedding-type none", "")],
+    "MC0151": [
+        ("--recompute-granularity full", ""),
+        ("--recompute-granularity full --recompute-method block", ""),
+        ("--recompute-granularity full --recompute-num-layers 1", ""),
+    ],
+    "MC0152": [
+        ("--recompute-activations --recompute-num-layers 1", ""),
+        ("--recompute-granularity selective --recompute-method uniform", ""),
+    ],
+    "MC0153": [("--recompute-activations --recompute-granularity full", "")],
+    "MC0154": [("--recompute-method uniform", ""), ("--recompute-num-layers 2", "")],
+    "MC0201": [("--global-batch-size 5", "")],
+    "MC0202": [("--global-batch-size 1", "")],
+    "MC0203": [
+        (f"--rampup-batch-size 2 2 {SAMPLES} --global-batch-size 8", "--train-iters"),
+        (f"--rampup-batch-size 0 2 100 {SAMPLES} --global-batch-size 8", "--train-iters"),
+    ],
+    "MC0204": [("--rampup-batch-size 2 2 100 --global-batch-size 8", "")],
+    "MC0205": [
+        (f"--rampup-batch-size 2 4 100 {SAMPLES} --global-batch-size 8", "--train-iters"),
+        (f"--rampup-batch-size 8 2 100 {SAMPLES} --global-batch-size 8", "--train-iters"),
+    ],
+    "MC0206": [
+        (f"--rampup-batch-size 3 1 100 {SAMPLES} --global-batch-size 8", "--train-iters"),
+        (
+            f"--rampup-batch-size 1 1 100 {SAMPLES} --global-batch-size 8"
+            " --decrease-batch-size-if-needed",
+            "--train-iters",
+        ),
+    ],
+    "MC0211": [(SAMPLES, ""), ("", "--train-iters")],
+    "MC0212": [("--train-samples 7 --global-batch-size 8", "--train-iters")],
+    "MC0301": [("--min-lr 0.1", ""), ("--decoupled-lr 1e-4 --decoupled-min-lr 1e-3", "")],
+    "MC0302": [("--lr-decay-samples 100", ""), ("--lr-warmup-samples 2", "")],
+    "MC0303": [
+        (f"{SAMPLES} --lr-decay-iters 100", "--train-iters"),
+        (f"{SAMPLES} --lr-warmup-iters 2", "--train-iters"),
+        (f"{SAMPLES} --lr-wsd-decay-iters 2", "--train-iters"),
+    ],
+    "MC0304": [("--lr-warmup-fraction 0.1 --lr-warmup-iters 2", "")],
+    "MC0305": [("--lr-warmup-iters 10", ""), ("--lr-decay-iters 4 --lr-warmup-iters 5", "")],
+    "MC0306": [("--lr-warmup-init 0.5", "")],
+    "MC0307": [
+        ("--lr-decay-style WSD", ""),
+        ("--lr-decay-style WSD --lr-wsd-decay-iters 11", ""),
+    ],
+    "MC0308": [("--override-opt_param-scheduler --use-checkpoint-opt_param-scheduler", "")],
+    "MC0309": [("--decoupled-min-lr 1e-5", "")],
+    "MC0401": [("--start-weight-decay 0.05", "")],
+    "MC0402": [("--weight-decay-incr-style cosine --start-weight-decay 0.1", "")],
+    "MC0403": [
+        (
+            "--weight-decay-incr-style linear --start-weight-decay 0.1 --end-weight-decay 0.01",
+            "",
+        )
+    ],
+    "MC0501": [("--fp16 --bf16", "")],
+    "MC0502": [("--bf16 --fp16-lm-cross-entropy", "")],
+    "MC0503": [("--fp32-residual-connection", "")],
+    "MC0504": [("--fp16 --initial-loss-scale 2 --min-loss-scale 4", "")],
+    "MC0601": [("", "--mock-data"), ("--data-path a", ""), ("--train-data-path a", "")],
+    "MC0602": [("--encoder-seq-length 32", "")],
+    "MC0603": [("--seq-length 65", "")],
+    "MC0604": [
+        ("--data-path a --split 0,0,0", "--mock-data"),
+        ("--data-path a --split 1,2,3,4", "--mock-data"),
+        ("--data-path a --split all", "--mock-data"),
+        ("--data-path a --split 90,-5,5", "--mock-data"),
+        ("--data-path a --split 1..2", "--mock-data"),
+    ],
+    "MC0605": [("--train-data-path a --split 9,1", "--mock-data")],
+    "MC0606": [("--data-path 0.3 a b c", "--mock-data")],
+    "MC0607": [("--valid-data-path a", "--mock-data")],
+    "MC0611": [
+        ("--tokenizer-type GPT2BPETokenizer --vocab-file v.json", ""),
+        ("", "--tokenizer-type"),
+        ("--tokenizer-type Llama2Tokenizer", ""),
+        ("", "--vocab-size"),
+    ],
+    "MC0612": [("--tiktoken-special-tokens <unk> <s>", "")],
+    "MC0701": [("--save out", "")],
+    "MC0702": [("--use-checkpoint-args", ""), ("--ckpt-step 3", ""), ("--finetune", "")],
+    "MC0801": [("--wandb-project p", "")],
+    "MC0802": [("--profile --profile-step-start 5 --profile-step-end 5", "")],
+}
+ENVIRONMENTS = {
+    "MC0014": [{"WORLD_SIZE": "8", "RANK": "3"}, {"SLURM_STEP_NUM_TASKS": "2"}],
+    "MC0015": [
+        {"WORLD_SIZE": "many"},
+        {"WORLD_SIZE": "2", "RANK": "2"},
+        {"WORLD_SIZE": "0"},
+        {"RANK": "1"},
+        {"WORLD_SIZE": "1", "LOCAL_RANK": "-1"},
+    ],
+}
+FILES = {
+    "unknown_key.yaml": "hiden_size: 32\n",
+    "unknown_group.yaml": "modle:\n  hidden_size: 32\n",
+    "twice.yaml": "seed: 1\nseed: 2\n",
+    "dash_and_underscore.yaml": "init-method-std: 1\nmodel: {init_method_std: 2}\n",
+}
+CASES = [(i, extra, without) for i, ways in TRIGGERS.items() for extra, without in ways]
+
+
+def faults_of(argv: list[str], environment: dict[str, str] | None = None) -> tuple[Fault, ...]:
+    with pytest.raises(ConfigError) as caught:
+        parse_run(argv, environment=environment or {})
+    assert caught.value.exit_code == EXIT_USAGE
+    return caught.value.faults
+
+
+@pytest.mark.parametrize(("fault_id", "extra", "without"), CASES)
+def test_command_line_triggers(
+    fault_id: str, extra: str, without: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    faults = faults_of(small(extra, without=without))
+    assert {one.id for one in faults} == {fault_id}
+    assert RULES[fault_id].title in str(faults[0])
+
+
+@pytest.mark.parametrize(
+    ("fault_id", "environment"), [(i, e) for i, ways in ENVIRONMENTS.items() for e in ways]
+)
+def test_environment_triggers(fault_id: str, environment: dict[str, str]) -> None:
+    assert [one.id for one in faults_of(small(), environment)] == [fault_id]
+
+
+def test_small_run_is_valid() -> None:
+    run, _ = parse_run(small(), environment={})
+    assert not list(run.faults())
+
+
+def test_every_id_is_triggered() -> None:
+    assert set(TRIGGERS) | set(ENVIRONMENTS) == set(RULES)
+
+
+def test_every_id_in_the_source_is_registered_and_used() -> None:
+    used: set[str] = set()
+    for path in PACKAGE.rglob("*.py"):
+        if path.name == "faults.py":
+            used.update(re.findall(r'fault\("(MC\d+)"', path.read_text()))
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and re.fullmatch(r"MC\d{4}", str(node.value)):
+                used.add(str(node.value))
+    assert used == set(RULES)
+
+
+def test_registry_is_in_order_and_complete() -> None:
+    assert list(RULES) == sorted(RULES)
+    for rule in RULES.values():
+        assert rule.title
+        assert not rule.title.endswith(".")
+        assert rule.why.endswith((".", "`."))
+        assert rule.fix.endswith((".", "`."))
+    assert len({rule.title for rule in RULES.values()}) == len(RULES)
+
+
+def test_unregistered_id_is_a_programming_error() -> None:
+    with pytest.raises(KeyError):
+        fault("MC9999")
+
+
+def test_all_faults_come_at_once() -> None:
+    words = "--bf16 --fp16 --num-attention-heads 7 --optimizer lamb --seq-length 1000 --save d"
+    ids = [one.id for one in faults_of(small(f"{words} --tensor-model-parallel-size 2 --oops"))]
+    expected = ["MC0001", "MC0004", "MC0011", "MC0103", "MC0501", "MC0603", "MC0701"]
+    assert ids == expected
+
+
+def test_a_misspelled_required_flag_is_one_fault() -> None:
+    assert [one.id for one in faults_of(small("--num_layer 2", without="--num-layers"))] == [
+        "MC0001"
+    ]
+    assert [one.id for one in faults_of(small("--num_layers two"))] == ["MC0003"]
+
+
+def test_message_names_rule_given_and_allowed() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_run(small("--global-batch-size 5"), environment={})
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "1 configuration fault:"
+    assert lines[1].startswith("[MC0201] --global-batch-size must be a multiple")
+    assert lines[2].strip() == "given:   --global-batch-size 5, --micro-batch-size 2"
+    assert lines[3].strip() == "allowed: a multiple of 2"
+
+
+def test_python_users_get_the_same_faults() -> None:
+    with pytest.raises(ConfigError) as caught:
+        RunConfig().resolved()
+    missing = {name for one in caught.value.faults if one.id == "MC0101" for name in one.given}
+    assert missing == {
+        "--num-layers",
+        "--hidden-size",
+        "--num-attention-heads",
+        "--max-position-embeddings",
+        "--seq-length",
+        "--micro-batch-size",
+        "--lr",
+    }
