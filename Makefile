@@ -28,7 +28,7 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 	  [ -x $(PY) ] || $(PYTHON) -m venv $(VENV); \
 	  $(PY) -m pip install --quiet --upgrade "pip>=25.1"; \
 	  $(PY) -m pip install --quiet -c constraints.txt --group dev; \
-	  $(PY) -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[writers]"; \
+	  MEGACORE_SKIP_BUILD=1 $(PY) -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[writers]"; \
 	  $(PY) -m pip install --quiet --group cpp-tests \
 	    || echo "note: no GoogleTest package for this Python; a system GoogleTest is used if any"'
 	@touch $@
@@ -40,7 +40,7 @@ build: $(VENV)/.stamp ## Build megacore._C, megacore._ops and the C++ tests in p
 	    $(BIN)/cmake -S . -B $(BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM=$(BIN)/ninja \
 	      -DPython_EXECUTABLE=$(PY) -DMEGACORE_TESTS=ON > build/configure.log 2>&1 \
 	      || { cat build/configure.log; exit 1; }; touch $(BUILD)/.tests-on; }; \
-	  $(BIN)/ninja -C $(BUILD) --quiet'
+	  $(BIN)/ninja -C $(BUILD) -k 0 --quiet'
 
 # --- Tests ----------------------------------------------------------------------------------
 

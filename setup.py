@@ -8,7 +8,8 @@ Two products, on purpose:
   serves every torch from 2.11 on and holds no Python symbol. It is built where torch is installed.
 
 `MEGACORE_CUDA=AUTO|ON|OFF` in the environment chooses whether the CUDA kernels are built; AUTO
-builds them when nvcc and a CUDA torch are there. This is a choice at build time only.
+builds them when nvcc and a CUDA torch are there. An editable install builds nothing when
+`MEGACORE_SKIP_BUILD` is set: `make build` compiles by itself. Both matter at build time only.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ class CMakeBuild(build_ext):
     def run(self) -> None:
         """Configure and build into the wheel's tree, or in place for an editable install."""
         if self.editable_mode:
+            if os.environ.get("MEGACORE_SKIP_BUILD"):
+                return
             output, build_dir = ROOT / "python" / "megacore", ROOT / "build" / "cmake"
         else:
             output = Path(self.build_lib).resolve() / "megacore"
