@@ -160,7 +160,7 @@ def parse_iteration(line: str) -> IterationRecord | None:
 
 def perplexity(loss: float) -> float:
     """exp(loss), with the exponent capped at 20 so that a diverged run still prints a number."""
-    return math.exp(min(PERPLEXITY_EXPONENT_LIMIT, loss))
+    return math.exp(min(loss, PERPLEXITY_EXPONENT_LIMIT))
 
 
 def format_validation(prefix: str, losses: Mapping[str, float]) -> str:

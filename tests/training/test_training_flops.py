@@ -1,0 +1,116 @@
+"""Operation and memory counts against direct sums over the matrices of a model."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from megacore.models.config import ModelConfig, RecomputeConfig
+from megacore.training.flops import (
+    ModelShape,
+    format_theoretical_memory,
+    recompute_flops,
+    selective_activation_bytes,
+    training_flops,
+    weight_and_optimizer_bytes,
+)
+
+PLAIN = ModelShape(
+    layers=3,
+    hidden=48,
+    heads=6,
+    groups=6,
+    head_width=8,
+    ffn=192,
+    swiglu=False,
+    untied=False,
+    padded_vocab=128,
+    seq_length=40,
+)
+GROUPED = dataclasses.replace(
+    PLAIN, groups=2, head_width=16, ffn=100, swiglu=True, untied=True, padded_vocab=384
+)
+
+
+def forward_flops(shape: ModelShape, batch: int, *, causal: bool = False) -> int:
+    """2 operations per weight and token, plus the two products with the attention matrix."""
+    tokens = batch * shape.seq_length
+    width = shape.heads * shape.head_width
+    kv_width = shape.groups * shape.head_width
+    weights = shape.hidden * (width + 2 * kv_width) + width * shape.hidden
+    weights += (3 if shape.swiglu else 2) * shape.hidden * shape.ffn
+    attention = 2 * 2 * tokens * shape.seq_length * width
+    if causal:
+        attention //= 2
+    head = 2 * tokens * shape.hidden * shape.padded_vocab
+    return shape.layers * (2 * tokens * weights + attention) + head
+
+
+@pytest.mark.parametrize("shape", [PLAIN, GROUPED])
+@pytest.mark.parametrize("causal", [False, True])
+def test_training_is_three_forwards(shape: ModelShape, causal: bool) -> None:
+    expected = 3 * forward_flops(shape, 7, causal=causal)
+    assert training_flops(shape, 7, causal=causal) == pytest.approx(expected, rel=1e-12)
+
+
+def test_recompute_adds_the_forward_that_is_repeated() -> None:
+    head = 2 * 5 * GROUPED.seq_length * GROUPED.hidden * GROUPED.padded_vocab
+    layers = forward_flops(GROUPED, 5) - head
+    full = RecomputeConfig(
+        recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1
+    )
+    assert recompute_flops(GROUPED, 5, full) == pytest.approx(layers, rel=1e-12)
+    block = dataclasses.replace(full, recompute_method="block", recompute_num_layers=2)
+    assert recompute_flops(GROUPED, 5, block) == pytest.approx(layers * 2 / 3, rel=1e-12)
+    selective = RecomputeConfig(recompute_activations=True)
+    core = 3 * 4 * 5 * GROUPED.seq_length**2 * GROUPED.heads * GROUPED.head_width
+    assert recompute_flops(GROUPED, 5, selective) == pytest.approx(core, rel=1e-12)
+    assert recompute_flops(GROUPED, 5, RecomputeConfig()) == 0.0
+
+
+@pytest.mark.parametrize("shape", [PLAIN, GROUPED])
+def test_weight_memory_counts_matrices_norms_and_embeddings(shape: ModelShape) -> None:
+    width, kv_width = shape.heads * shape.head_width, shape.groups * shape.head_width
+    matrices = shape.hidden * (2 * width + 2 * kv_width)
+    matrices += (3 if shape.swiglu else 2) * shape.hidden * shape.ffn
+    # Two norms of two vectors per layer, and the last one.
+    parameters = shape.layers * (matrices + 4 * shape.hidden) + 2 * shape.hidden
+    parameters += shape.padded_vocab * shape.hidden * (2 if shape.untied else 1)
+    assert weight_and_optimizer_bytes(shape) == pytest.approx(18 * parameters, rel=1e-12)
+    sharded = weight_and_optimizer_bytes(shape, data_parallel_size=4, distributed_optimizer=True)
+    assert sharded == pytest.approx((6 + 12 / 4) * parameters, rel=1e-12)
+
+
+def test_activation_memory_of_a_worked_example() -> None:
+    # s b h = 40*2*48 = 3840; 3840*(18 + 16)*3 + 8*80 + 3840 + 3840*4*(1 + 128/48)
+    expected = 3840 * 34 * 3 + 640 + 3840 + 3840 * 4 * (1 + 128 / 48)
+    assert selective_activation_bytes(PLAIN, 2) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_memory_line() -> None:
+    line = format_theoretical_memory(PLAIN, 2, selective_recompute=False)
+    megabytes = weight_and_optimizer_bytes(PLAIN) / 2**20
+    assert (
+        line == f"Theoretical memory footprints: weight and optimizer={megabytes:.2f} MB"
+    )
+    both = format_theoretical_memory(PLAIN, 2, selective_recompute=True)
+    assert both.startswith(line + ", activation=")
+    assert ", total=" in both
+
+
+def test_shape_of_a_configuration() -> None:
+    model = ModelConfig(
+        num_layers=2,
+        hidden_size=64,
+        num_attention_heads=8,
+        group_query_attention=True,
+        num_query_groups=2,
+        swiglu=True,
+        position_embedding_type="rope",
+        max_position_embeddings=32,
+    ).resolved()
+    shape = ModelShape.of(model, padded_vocab=256, seq_length=32)
+    assert (shape.groups, shape.head_width, shape.ffn) == (2, 8, 128)
+    ungrouped = dataclasses.replace(model, group_query_attention=False)
+    assert ModelShape.of(ungrouped, padded_vocab=256, seq_length=32).groups == 8
