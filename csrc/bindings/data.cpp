@@ -15,6 +15,8 @@
 namespace py = pybind11;
 namespace md = megacore::data;
 
+void bind_data_indices(py::module_& data);
+
 namespace {
 
 using Int64Array = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>;
@@ -203,4 +205,5 @@ void bind_data(py::module_& parent) {
         py::arg("prefix"));
     bind_reader(data);
     bind_writer(data);
+    bind_data_indices(data);
 }
