@@ -39,9 +39,7 @@ def keep_mask(shape: torch.Size, drop: float) -> tuple[Tensor, float]:
 
 class _DropoutAttention(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, drop: float, layer_scale: int
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, drop: float, layer_scale: int) -> Tensor:
         batch, length, groups, ratio, width = q.shape
         scale = 1.0 / (math.sqrt(width) * layer_scale)
         rows = q.permute(0, 2, 3, 1, 4).reshape(batch * groups, ratio * length, width)

@@ -85,9 +85,7 @@ class Embedding(nn.Module):
         self.word_embeddings = Table(vocab_size, hidden_size, dtype=dtype, device=device)
         self.position_embeddings: Table | None = None
         if num_positions is not None:
-            self.position_embeddings = Table(
-                num_positions, hidden_size, dtype=dtype, device=device
-            )
+            self.position_embeddings = Table(num_positions, hidden_size, dtype=dtype, device=device)
 
     def forward(self, tokens: Tensor, position_ids: Tensor) -> Tensor:
         """Embed `tokens` [B, S] at `position_ids` [B or 1, S]; returns [B, S, H]."""

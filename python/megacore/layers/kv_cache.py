@@ -14,7 +14,7 @@ class KVCache:
 
     A forward pass appends n tokens to every row, at the row's own length. Rows of a padded batch
     are then set to the number of tokens that count (`advance`); what lies beyond is hidden from
-    attention and overwritten by the next tokens.
+    attention and overwritten by the next tokens. No gradient flows through the cache.
 
     Args:
         spec: Stack whose keys and values are kept.
@@ -80,6 +80,7 @@ class KVCache:
         Raises:
             UsageError: The tokens do not fit.
         """
+        key, value = key.detach(), value.detach()
         count = key.shape[1]
         end = self._longest + count
         if end > self.capacity:

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from megacore.layers.spec import TransformerSpec
-try:
-    from megacore.ops.norm import layer_norm, rms_norm
-except ImportError:
-    from megacore.layers._norm_reference import layer_norm, rms_norm
+from megacore.ops.norm import (
+    layer_norm,
+    layer_norm_reference,
+    rms_norm,
+    rms_norm_reference,
+)
 
 
 def normalize(x: Tensor, weight: Tensor, bias: Tensor | None, spec: TransformerSpec) -> Tensor:
@@ -26,10 +28,14 @@ def normalize(x: Tensor, weight: Tensor, bias: Tensor | None, spec: TransformerS
         weight = weight.to(x.dtype)
         bias = None if bias is None else bias.to(x.dtype)
     eps, zero_centered = spec.norm_epsilon, spec.zero_centered_norm
+    # The kernels have no float64, which serves comparisons only.
+    wide = x.dtype == torch.float64
     if spec.normalization == "RMSNorm":
-        y = rms_norm(x, weight, eps=eps, zero_centered=zero_centered)
+        rms = rms_norm_reference if wide else rms_norm
+        y = rms(x, weight, eps=eps, zero_centered=zero_centered)
     else:
-        y = layer_norm(x, weight, bias, eps=eps, zero_centered=zero_centered)
+        layer = layer_norm_reference if wide else layer_norm
+        y = layer(x, weight, bias, eps=eps, zero_centered=zero_centered)
     return y.to(result_dtype)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -201,7 +203,7 @@ def _document_lengths(cu_seqlens: Tensor, num_tokens: int) -> tuple[int, ...]:
             f"cu_seqlens must run from 0 to the {num_tokens} tokens of the batch, "
             f"found {ends[:1]} to {ends[-1:]}"
         )
-    lengths = tuple(last - first for first, last in zip(ends, ends[1:], strict=False))
+    lengths = tuple(last - first for first, last in itertools.pairwise(ends))
     if min(lengths) < 0:
         raise UsageError("cu_seqlens must not decrease")
     return tuple(length for length in lengths if length > 0)

@@ -58,3 +58,12 @@ def twice_torch_error(
     error = (torch_value.detach().double() - reference64).abs().max().item()
     rounding = torch.finfo(dtype or torch_value.dtype).eps * reference64.abs().max().item()
     return 2.0 * max(error, rounding / 2.0)
+
+
+def rms_error(actual: Tensor, reference: Tensor) -> float:
+    """Root mean square of actual - reference, in float64.
+
+    For tensors of few elements a steadier measure of rounding error than the largest difference,
+    and no less sharp: one wrong element is many orders above rounding.
+    """
+    return (actual.detach().double() - reference.detach().double()).square().mean().sqrt().item()
