@@ -70,7 +70,7 @@ def as_bytes(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(-1).view(torch.uint8)
 
 
-def read_seed(directory: Path) -> int | None:
+def read_seed(directory: Path, *, size: int = 61) -> int | None:
     """Seed of the complete state that a directory holds, None for nothing at all.
 
     Raises:
@@ -81,7 +81,7 @@ def read_seed(directory: Path) -> int | None:
         return None
     checkpoint = Checkpoint(path)
     seed = int(checkpoint.values["seed"])
-    wrong = differences(checkpoint, seed)
+    wrong = differences(checkpoint, seed, size=size)
     if wrong:
         raise AssertionError(f"{path}: a mixture: {wrong}")
     return seed

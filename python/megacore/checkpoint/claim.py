@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from megacore.errors import CheckpointError
@@ -33,6 +34,7 @@ class Claim:
 
     Raises:
         CheckpointError: Another process keeps writing there; the message says which.
+        OSError: The lock file cannot be made.
     """
 
     def __init__(self, directory: Path, *, wait_s: float = 5.0) -> None:
@@ -47,10 +49,7 @@ class Claim:
                 return
         except FileNotFoundError:
             pass
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be created: {error.strerror}") from error
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             self.exclusive = _lock(descriptor, path, wait_s)
         except CheckpointError:
@@ -60,8 +59,10 @@ class Claim:
             os.close(descriptor)
             return
         holder = json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode()
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, holder, 0)
+        # For messages only; on a full disk the lock itself still works.
+        with suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, holder, 0)
         status = os.fstat(descriptor)
         self._key = (status.st_dev, status.st_ino)
         _held[self._key] = [descriptor, 1]

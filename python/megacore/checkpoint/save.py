@@ -48,11 +48,14 @@ class SaveDirectory:
         self.path = Path(directory)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._claim = Claim(self.path, wait_s=wait_s)
+            if self._claim.exclusive:
+                _tidy(self.path)
         except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be made: {error.strerror}") from error
-        self._claim = Claim(self.path, wait_s=wait_s)
-        if self._claim.exclusive:
-            _tidy(self.path)
+            raise CheckpointError(
+                f"{self.path}: cannot be used to save checkpoints: {error.strerror} "
+                f"({error.filename})"
+            ) from error
 
     def __enter__(self) -> SaveDirectory:
         return self
@@ -113,19 +116,17 @@ class SaveDirectory:
                 the directory held before is still there, and still what the tracker points at.
             ValueError, TypeError: A tensor or value cannot be stored.
         """
-        newest = layout.latest_iteration(self.path)
-        if newest is not None and newest > iteration and not overwrite_newer:
-            raise CheckpointError(
-                f"{self.path} holds iteration {newest}; iteration {iteration} is not written over "
-                "it (--overwrite-newer-checkpoints would)"
-            )
         state = json.dumps(dict(values), allow_nan=False).encode()
         _check_groups(tensors)
+        num_bytes = len(state) + sum(file_bytes(group) for group in tensors.values())
         final = self.path / layout.iteration_name(iteration)
-        _check_replaceable(final)
-        _check_space(self.path, len(state) + sum(file_bytes(group) for group in tensors.values()))
         scratch = self.path / f"{layout.WRITING}{final.name}-{secrets.token_hex(4)}"
         try:
+            if not overwrite_newer:
+                _check_newest(self.path, iteration)
+            _check_replaceable(final)
+            _check_space(self.path, num_bytes)
+            _restore_displaced(self.path)
             _write(scratch, iteration, tensors, state)
             _publish(scratch, final)
             replace_file(self.path / layout.TRACKER, str(iteration).encode())
@@ -168,6 +169,15 @@ def _check_groups(tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
             raise ValueError(f"tensor group {group!r}: expected lower-case letters, digits and _")
 
 
+def _check_newest(directory: Path, iteration: int) -> None:
+    newest = layout.latest_iteration(directory)
+    if newest is not None and newest > iteration:
+        raise CheckpointError(
+            f"{directory} holds iteration {newest}; iteration {iteration} is not written over it "
+            "(--overwrite-newer-checkpoints would)"
+        )
+
+
 def _check_replaceable(final: Path) -> None:
     if not final.exists() or layout.is_complete(final):
         return
@@ -183,9 +193,13 @@ def _check_space(directory: Path, needed: int) -> None:
     free = free_bytes(directory)
     if needed + _SPACE_MARGIN > free:
         raise CheckpointError(
-            f"{directory}: not enough space for the checkpoint: it takes {needed / 2**30:.2f} GiB, "
-            f"{free / 2**30:.2f} GiB are free; nothing was written"
+            f"{directory}: not enough space for the checkpoint: it takes {_size_text(needed)}, "
+            f"{_size_text(free)} are free; nothing was written"
         )
+
+
+def _size_text(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.2f} MiB"
 
 
 def _write(
@@ -241,13 +255,22 @@ def _retain(directory: Path, newest: int, count: int) -> None:
 
 
 def _tidy(directory: Path) -> None:
-    """Finishes or undoes what writers that died have left. Only for the holder of the claim."""
+    """Removes what writers that died have left half-done. Only for the holder of the claim."""
     for entry in sorted(directory.iterdir()):
-        if entry.name.startswith((layout.WRITING, layout.REMOVING)):
+        superseded = entry.name.startswith(layout.REPLACED) and layout.is_complete(
+            entry.with_name(entry.name.removeprefix(layout.REPLACED))
+        )
+        if superseded or entry.name.startswith((layout.WRITING, layout.REMOVING)):
             shutil.rmtree(entry, ignore_errors=True)
-        elif entry.name.startswith(layout.REPLACED):
-            final = entry.with_name(entry.name.removeprefix(layout.REPLACED))
-            if layout.is_complete(final):
-                shutil.rmtree(entry, ignore_errors=True)
-            elif not final.exists():
-                os.rename(entry, final)
+
+
+def _restore_displaced(directory: Path) -> None:
+    """Gives iterations back their names that a writer moved aside before it died.
+
+    Not done when the directory is claimed: the run may be about to read from the name that
+    `find_checkpoint` gave it.
+    """
+    for entry in directory.glob(f"{layout.REPLACED}*"):
+        final = entry.with_name(entry.name.removeprefix(layout.REPLACED))
+        if not final.exists():
+            os.rename(entry, final)
