@@ -16,6 +16,7 @@ namespace py = pybind11;
 namespace md = megacore::data;
 
 void bind_data_indices(py::module_& data);
+void bind_data_gather(py::module_& data);
 
 namespace {
 
@@ -66,10 +67,10 @@ const void* items_of(const md::IndexedWriter& writer, const py::array& array) {
 }
 
 void bind_reader(py::module_& data) {
-    py::class_<md::IndexedReader>(data, "IndexedReader")
+    py::class_<md::IndexedReader, std::shared_ptr<md::IndexedReader>>(data, "IndexedReader")
         .def(py::init([](std::string prefix, bool multimodal, bool mmap, bool validate) {
                  py::gil_scoped_release release;
-                 return std::make_unique<md::IndexedReader>(
+                 return std::make_shared<md::IndexedReader>(
                      std::move(prefix), md::IndexedReader::Options{multimodal, mmap, validate});
              }),
              py::arg("prefix"),
@@ -206,4 +207,5 @@ void bind_data(py::module_& parent) {
     bind_reader(data);
     bind_writer(data);
     bind_data_indices(data);
+    bind_data_gather(data);
 }
