@@ -59,7 +59,6 @@ def test_model_aliases_and_switches() -> None:
     assert shape(use_rotary_position_embeddings=True).position_embedding_type == "rope"
     assert shape().bias_gelu_fusion
     assert not shape(add_bias_linear=False).bias_gelu_fusion
-    assert shape(apply_query_key_layer_scaling=True).attention_softmax_in_fp32
     for settings in ({"rotary_interleaved": True}, {"squared_relu": True}):
         assert shape(position_embedding_type="rope", **settings).kv_channels == 16
 
@@ -97,8 +96,6 @@ def test_batch_and_training() -> None:
 
 
 def test_precision() -> None:
-    assert run_of("--bf16").precision.accumulate_allreduce_grads_in_fp32
-    assert not run_of("--fp16").precision.accumulate_allreduce_grads_in_fp32
     assert not run_of("--fp16").training.check_for_nan_in_loss_and_grad
     assert run_of("--fp16 --loss-scale 128").training.check_for_nan_in_loss_and_grad
     assert not run_of("--fp16 --loss-scale 0").training.check_for_nan_in_loss_and_grad

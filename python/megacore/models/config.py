@@ -185,11 +185,7 @@ class ModelConfig:
     apply_query_key_layer_scaling: bool = flag(
         "--apply-query-key-layer-scaling",
         default=False,
-        help="divide attention scores by the layer number and multiply back in the softmax, "
-        "which is then fp32",
-    )
-    attention_softmax_in_fp32: bool = flag(
-        "--attention-softmax-in-fp32", default=False, help="softmax in fp32"
+        help="divide attention scores by the layer number and multiply back in the softmax",
     )
     qk_layernorm: bool = flag("--qk-layernorm", default=False, help="LayerNorm on Q and K heads")
 
@@ -273,9 +269,6 @@ class ModelConfig:
             num_query_groups=self.num_query_groups if self.group_query_attention else heads,
             position_embedding_type=self.position_kind,
             bias_gelu_fusion=self.bias_gelu_fusion and self.add_bias_linear,
-            attention_softmax_in_fp32=(
-                self.attention_softmax_in_fp32 or self.apply_query_key_layer_scaling
-            ),
         )
 
 

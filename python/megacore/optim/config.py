@@ -220,11 +220,6 @@ class PrecisionConfig:
     hysteresis: int = flag(
         "--hysteresis", default=2, help="bad steps tolerated before halving", bounds="[1, inf)"
     )
-    accumulate_allreduce_grads_in_fp32: bool = flag(
-        "--accumulate-allreduce-grads-in-fp32",
-        default=False,
-        help="main grads fp32 (automatic for bf16)",
-    )
     fp16_lm_cross_entropy: bool = flag(
         "--fp16-lm-cross-entropy", default=False, help="CE in half; needs --fp16"
     )
@@ -244,11 +239,10 @@ class PrecisionConfig:
             yield fault("MC0504", given, allowed=f"at least {self.min_loss_scale}")
 
     def resolved(self) -> PrecisionConfig:
-        """A copy in which bf16 has switched fp32 gradient accumulation on.
+        """These values, checked; nothing is derived.
 
         Raises:
             ConfigError: The values break a rule.
         """
         refuse(self.faults())
-        fp32 = self.accumulate_allreduce_grads_in_fp32 or self.bf16
-        return replace(self, accumulate_allreduce_grads_in_fp32=fp32)
+        return self
