@@ -88,13 +88,18 @@ PARALLEL_DEGREES = {
 
 
 def attributes_read() -> set[str]:
-    """Names read as attributes outside the configuration files themselves."""
+    """Names read as attributes outside the configuration files themselves.
+
+    What is called is a method, not a setting: `text.split(...)` does not read `--split`.
+    """
     names: set[str] = set()
     for path in PACKAGE.rglob("*.py"):
         if path.name == "config.py" or path.parent.name == "config":
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and id(node) not in called:
                 names.add(node.attr)
     return names
 
