@@ -219,7 +219,7 @@ class ModelConfig:
         if self.max_position_embeddings is None and self.position_kind == "learned_absolute":
             yield required("--max-position-embeddings")
         if self.encoder_num_layers is not None and self.encoder_num_layers != self.depth:
-            given = {
+            given: dict[str, object] = {
                 "--num-layers": self.num_layers,
                 "--encoder-num-layers": self.encoder_num_layers,
             }
@@ -234,6 +234,7 @@ class ModelConfig:
             yield fault("MC0108", given, allowed="one of them")
 
     def _head_faults(self) -> Iterator[Fault]:
+        given: dict[str, object]
         hidden, heads, groups = self.hidden_size, self.num_attention_heads, self.num_query_groups
         if hidden and heads and hidden > 0 and heads > 0:
             if self.kv_channels is None and hidden % heads:

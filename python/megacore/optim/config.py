@@ -173,6 +173,7 @@ class ScheduleConfig:
     def faults(self) -> Iterator[Fault]:
         """Rules inside the schedule that these values break."""
         yield from value_faults(self)
+        given: dict[str, object]
         if self.lr is not None and self.min_lr > self.lr:
             given = {"--min-lr": self.min_lr, "--lr": self.lr}
             yield fault("MC0301", given, allowed=f"at most {self.lr}")
