@@ -19,11 +19,12 @@ from megacore.errors import (
     EXIT_FAILURE,
     EXIT_OK,
     EXIT_SIGINT,
+    ConfigError,
     Information,
     MegacoreError,
     UsageError,
 )
-from megacore.parallel.launch import report_to_launcher
+from megacore.parallel.launch import report_to_launcher, speaks_for_all
 
 Main = Callable[[list[str]], int]
 
@@ -134,7 +135,9 @@ def run(function: Main, argv: Sequence[str]) -> int:
         if debug:
             logging.getLogger("megacore").error("", exc_info=True)
         report_to_launcher(error)
-        print(_message(error), file=sys.stderr)
+        # A configuration is equally wrong in every process; once is enough to read.
+        if not isinstance(error, ConfigError) or speaks_for_all():
+            print(_message(error), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

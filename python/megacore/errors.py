@@ -59,7 +59,10 @@ class Fault:
     allowed: str = ""
 
     def __str__(self) -> str:
-        given = ", ".join(f"{name} {value}" for name, value in self.given.items())
+        given = ", ".join(
+            f"{name} {'(not given)' if value is None else value}".strip()
+            for name, value in self.given.items()
+        )
         lines = [f"[{self.id}] {self.rule}"]
         if given:
             lines.append(f"    given:   {given}")

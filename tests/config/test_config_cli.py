@@ -190,7 +190,14 @@ def test_launcher_is_told_the_error(tmp_path: Path, capsys: pytest.CaptureFixtur
     message = json.loads(path.read_text())["message"]
     assert message["message"] == "DataError: a.idx: truncated"
     assert before <= int(message["extraInfo"]["timestamp"]) <= int(time.time())
-    assert "DataError: a.idx: truncated" in message["extraInfo"]["py_callstack"]
+    assert message["extraInfo"]["py_callstack"] == "a.idx: truncated"
+    try:
+        raise ZeroDivisionError("bug")
+    except ZeroDivisionError as error:
+        report_to_launcher(error, {"TORCHELASTIC_ERROR_FILE": str(path)})
+    shown = json.loads(path.read_text())["message"]["extraInfo"]["py_callstack"]
+    assert shown.startswith("Traceback")
+    assert shown.endswith("ZeroDivisionError: bug\n")
     report_to_launcher(DataError("x"), {})
     report_to_launcher(DataError("x"), {"TORCHELASTIC_ERROR_FILE": "/proc/none/error.json"})
 
@@ -228,6 +235,17 @@ def test_torch_understands_the_error_file(
 def test_current_process(environment: dict[str, str], expected: Process) -> None:
     assert current_process(environment) == expected
     assert expected.is_first == (expected.rank == 0)
+
+
+@pytest.mark.parametrize(("rank", "prints"), [("0", True), ("1", False), ("x", True)])
+def test_a_wrong_configuration_is_printed_once(
+    rank: str, prints: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert cli.main(["train", "--typo"]) == 2
+    assert ("[MC0001]" in capsys.readouterr().err) == prints
 
 
 def test_only_one_module_reads_the_variables_of_launchers() -> None:

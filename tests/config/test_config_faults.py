@@ -255,6 +255,13 @@ def test_message_names_rule_given_and_allowed() -> None:
     assert lines[3].strip() == "allowed: a multiple of 2"
 
 
+def test_message_shows_what_was_not_given_and_switches() -> None:
+    (found,) = faults_of(small("", without="--train-iters"))
+    assert "given:   --train-iters (not given), --train-samples (not given)\n" in str(found)
+    (found,) = faults_of(small("--fp16 --bf16"))
+    assert "given:   --fp16, --bf16\n" in str(found)
+
+
 def test_python_users_get_the_same_faults() -> None:
     with pytest.raises(ConfigError) as caught:
         RunConfig().resolved()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megacore.config.faults import fault
-from megacore.errors import ConfigError, Fault
+from megacore.errors import ConfigError, Fault, MegacoreError
 
 # First the name that torchrun uses, then Slurm's. The number of tasks is that of the job *step*:
 # a batch script, which runs once, sees SLURM_NTASKS of the whole job too.
@@ -75,6 +75,18 @@ def current_process(environment: Mapping[str, str] | None = None) -> Process:
     return process
 
 
+def speaks_for_all(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether this process says what all processes would say: the first one, or one without rank.
+
+    Args:
+        environment: Variables; by default those of this process.
+    """
+    try:
+        return current_process(environment).is_first
+    except ConfigError:
+        return True
+
+
 def launch_faults(environment: Mapping[str, str] | None = None) -> Iterator[Fault]:
     """Faults of the way in which the run was started.
 
@@ -104,11 +116,14 @@ def report_to_launcher(error: BaseException, environment: Mapping[str, str] | No
     path = env.get(_ERROR_FILE)
     if not path:
         return
-    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    # torchrun shows "py_callstack". An error that a user can act on needs no traceback.
+    shown = str(error)
+    if not isinstance(error, MegacoreError):
+        shown = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     content = {
         "message": {
             "message": f"{type(error).__name__}: {error}",
-            "extraInfo": {"py_callstack": trace, "timestamp": str(int(time.time()))},
+            "extraInfo": {"py_callstack": shown, "timestamp": str(int(time.time()))},
         }
     }
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from megacore.checkpoint import Checkpoint, decide
 from megacore.training.run_config import RunConfig, parse_run
 
 
@@ -15,6 +14,9 @@ def checkpoint_arguments(run: RunConfig) -> Mapping[str, Any]:
     Raises:
         CheckpointError: There is a checkpoint and it cannot be read.
     """
+    # Only a command line that needs a checkpoint pays for loading what reads it.
+    from megacore.checkpoint import Checkpoint, decide
+
     plan = decide(run.checkpoint)
     if plan.source is None:
         return {}
