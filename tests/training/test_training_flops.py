@@ -91,9 +91,7 @@ def test_activation_memory_of_a_worked_example() -> None:
 def test_the_memory_line() -> None:
     line = format_theoretical_memory(PLAIN, 2, selective_recompute=False)
     megabytes = weight_and_optimizer_bytes(PLAIN) / 2**20
-    assert (
-        line == f"Theoretical memory footprints: weight and optimizer={megabytes:.2f} MB"
-    )
+    assert line == f"Theoretical memory footprints: weight and optimizer={megabytes:.2f} MB"
     both = format_theoretical_memory(PLAIN, 2, selective_recompute=True)
     assert both.startswith(line + ", activation=")
     assert ", total=" in both

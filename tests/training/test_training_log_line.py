@@ -78,8 +78,10 @@ def test_every_optional_part_is_in_its_place() -> None:
 def test_a_loss_never_vanishes_from_the_line(value: float) -> None:
     parsed = parse_iteration(format_iteration(record(losses={"lm loss": value})))
     assert parsed is not None
-    assert math.isnan(parsed.losses["lm loss"]) if math.isnan(value) else (
-        parsed.losses["lm loss"] == value
+    assert (
+        math.isnan(parsed.losses["lm loss"])
+        if math.isnan(value)
+        else (parsed.losses["lm loss"] == value)
     )
 
 

@@ -45,7 +45,9 @@ def trace(model: nn.Module) -> str:
     return find_non_finite(model, lambda: model(inputs).sum())
 
 
-@pytest.mark.parametrize(("value", "words"), [(float("nan"), "1 NaN and 0"), (float("inf"), "0 NaN and 1")])
+@pytest.mark.parametrize(
+    ("value", "words"), [(float("nan"), "1 NaN and 0"), (float("inf"), "0 NaN and 1")]
+)
 def test_the_first_layer_with_a_bad_output(value: float, words: str) -> None:
     text = trace(network(forward=value))
     assert text == f"output of 2 (Poison) has {words} infinite of 10 values, shape [2, 5]"

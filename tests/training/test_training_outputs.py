@@ -88,8 +88,13 @@ def record(iteration: int, loss: float, throughput: float | None = None) -> Iter
 
 
 @pytest.mark.parametrize("throughput", [None, 3.0])
-def test_curves_of_a_log_file_with_a_restart_in_it(tmp_path: Path, throughput: float | None) -> None:
-    lines = ["using world size: 1", *(format_iteration(record(i, i, throughput)) for i in range(1, 6))]
+def test_curves_of_a_log_file_with_a_restart_in_it(
+    tmp_path: Path, throughput: float | None
+) -> None:
+    lines = [
+        "using world size: 1",
+        *(format_iteration(record(i, i, throughput)) for i in range(1, 6)),
+    ]
     lines += [format_validation("iteration 5", {"lm loss": 50.0})]
     lines += [format_iteration(record(i, 10 * i, throughput)) for i in range(4, 8)]
     lines += [format_validation("iteration 5", {"lm loss": 51.0})]

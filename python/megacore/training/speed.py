@@ -69,7 +69,9 @@ class SpeedModel:
             "TFLOP/s and MFU count 12 B S L h^2 [(1 + g/n + S/h) d n/h + f/h (1.5 if gated) + "
             "V/(2 L h)] operations per iteration:",
             f"  B={batch_size}: {full:.4e}, attention counted in full ({causal:.4e} if only its "
-            f"causal half is); recompute does {again:.4e} more, which is not counted",
+            "causal half is)",
             f"  MFU is relative to {self.peak.tflops:.4g} TFLOP/s: {self.peak.source}",
         ]
+        if again > 0:
+            lines.append(f"  recompute does {again:.4e} operations more, which are not counted")
         return "\n".join(lines)
