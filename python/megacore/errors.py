@@ -31,7 +31,7 @@ class CheckpointError(MegacoreError):
 
 
 class Information(MegacoreError):
-    """Not a failure: what `--help` or `--print-config` asked for; printed, and the exit code is 0."""
+    """Not a failure but an answer, to `--help` or `--print-config`: printed, with exit code 0."""
 
     exit_code = EXIT_OK
 

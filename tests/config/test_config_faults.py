@@ -22,7 +22,11 @@ TRIGGERS: dict[str, list[tuple[str, str]]] = {
     "MC0001": [("--num-layer 3", ""), ("--never-heard-of", ""), ("-q", "")],
     "MC0002": [("--seed", ""), ("--seed --bf16", ""), ("--profile-ranks", ""), ("--config", "")],
     "MC0003": [("--seed 1.5", ""), ("--lr fast", ""), ("--hidden-size 64k", ""), ("--lr nan", "")],
-    "MC0004": [("--optimizer lamb", ""), ("--timing-log-level 3", ""), ("--dataloader-type x", "")],
+    "MC0004": [
+        ("--optimizer lamb", ""),
+        ("--timing-log-level 3", ""),
+        ("--tokenizer-type gpt2", ""),
+    ],
     "MC0005": [("--num-layers 0", ""), ("--adam-beta2 1.0", ""), ("--hidden-dropout -0.1", "")],
     "MC0006": [("--bf16=true", ""), ("--disable-bias-linear=false", "")],
     "MC0007": [("stray", ""), ("--seed 1 2", "")],

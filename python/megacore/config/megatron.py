@@ -8,6 +8,7 @@ state; harmless (values of a refused flag that change nothing, so they pass); no
 from __future__ import annotations
 
 import csv
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -100,6 +101,7 @@ class MegatronFlags:
     rows: tuple[FlagRow, ...]
 
     @classmethod
+    @functools.cache
     def load(cls) -> MegatronFlags:
         """Reads the table that is part of the package."""
         source = resources.files("megacore.config").joinpath("megatron_flags.tsv")

@@ -37,7 +37,7 @@ def format_config(configs: Sequence[Any], origins: Mapping[str, Origin]) -> str:
     for config in configs:
         values = flat_values([config])
         lines = []
-        for setting in settings_of(type(config)):
+        for setting in settings_of(config.__class__):
             text = _scalar(values[setting.dest])
             origin = origins.get(setting.dest, Origin())
             if origin.kind == "default" and values[setting.dest] != _listed(setting.default):

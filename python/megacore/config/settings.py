@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import typing
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -69,11 +70,12 @@ class Setting:
         return f"{words}, {describe_bounds(self.bounds)}" if self.bounds else words
 
 
-def settings_of(config: type) -> list[Setting]:
+@functools.cache
+def settings_of(config: type) -> tuple[Setting, ...]:
     """The settings of one configuration dataclass, in order of declaration."""
     hints = typing.get_type_hints(config)
     group = getattr(config, "GROUP", config.__name__)
-    return [
+    return tuple(
         Setting(
             dest=field.name,
             names=spec.names,
@@ -88,7 +90,7 @@ def settings_of(config: type) -> list[Setting]:
             config=config,
         )
         for field, spec in flag_fields(config)
-    ]
+    )
 
 
 def all_settings(configs: Iterable[type]) -> list[Setting]:
@@ -133,7 +135,7 @@ def refuse(faults: Iterable[Fault]) -> None:
 
 def value_faults(config: Any) -> Iterator[Fault]:
     """Faults of single values of an instance: choices and intervals of its flags."""
-    for setting in settings_of(type(config)):
+    for setting in settings_of(config.__class__):
         found = out_of_bounds(setting, getattr(config, setting.dest))
         if found is not None:
             yield found

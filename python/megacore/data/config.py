@@ -89,7 +89,7 @@ class TokenizerConfig:
         """Files and settings that the chosen tokenizer lacks."""
         yield from value_faults(self)
         kind = self.tokenizer_type or DEFAULT_TOKENIZER
-        for flag_name in TOKENIZER_NEEDS[kind]:
+        for flag_name in TOKENIZER_NEEDS.get(kind, ()):
             if getattr(self, flag_name[2:].replace("-", "_")) is None:
                 yield fault("MC0611", {"--tokenizer-type": kind}, more=flag_name, allowed=flag_name)
         special = self.tiktoken_special_tokens

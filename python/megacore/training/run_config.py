@@ -275,7 +275,7 @@ def with_checkpoint(
     for component_field in fields(run):
         component = getattr(run, component_field.name)
         changes = {}
-        for setting in settings_of(type(component)):
+        for setting in settings_of(component.__class__):
             name = setting.dest
             if name not in checkpoint_values:
                 continue
