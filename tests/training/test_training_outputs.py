@@ -136,7 +136,7 @@ def test_the_picture_shows_every_curve(tmp_path: Path, capsys: pytest.CaptureFix
     pixels = matplotlib.image.imread(tmp_path / "out" / "a.png")[:, :, :3]
     assert pixels.shape[:2] == (975, 1560)
     middle_x, middle_y = pixels.shape[1] // 2, pixels.shape[0] // 2
-    # The colours of training loss, validation loss, gradient norm and throughput, each in its panel.
+    # Training and validation loss, gradient norm and throughput, each in its panel.
     panels = {
         "#2563eb": (slice(0, middle_y), slice(0, middle_x)),
         "#ea580c": (slice(0, middle_y), slice(0, middle_x)),

@@ -125,7 +125,8 @@ def test_exit_by_duration_saves_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_evaluation_order_and_counters(tmp_path: Path) -> None:
     printed = train(
-        f"--eval-interval 3 --eval-iters 2 --save {tmp_path} --save-interval 3 --global-batch-size 6"
+        f"--eval-interval 3 --eval-iters 2 --save {tmp_path} --save-interval 3 "
+        "--global-batch-size 6"
     )
     kinds = []
     for line in printed.splitlines():
@@ -153,7 +154,7 @@ def test_skip_train_evaluates_and_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_validation_is_the_mean_over_tokens_with_dropout_off(tmp_path: Path) -> None:
-    """With the learning rate at 0 every evaluation of the same data agrees, whatever the batches."""
+    """With a learning rate of 0 every evaluation agrees, whatever the batches."""
     values = []
     for micro, size in ((1, 8), (4, 8), (8, 8)):
         path = tmp_path / f"m{micro}"

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from training_runs import assert_same_bits, process, stored
 
+from megacore.training.log_line import parse_iteration
+
 # Saving every iteration makes it likely that a kill hits a save.
 LONG = "--train-iters 240 --bf16 --save-interval 1 --save-retain-last 2 --log-interval 1"
 ANSWER_SECONDS = 60
@@ -27,12 +29,9 @@ def wait_for_iteration(run: subprocess.Popen[str], iteration: int) -> list[str]:
     raise AssertionError(f"the run ended before iteration {iteration}:\n{''.join(lines)}")
 
 
-def reached(lines: list[str]) -> int:
-    """The last iteration with a log line."""
-    numbers = [
-        int(line.split("iteration")[1].split("/")[0]) for line in lines if "] iteration " in line
-    ]
-    return numbers[-1]
+def logged(lines: list[str]) -> list[int]:
+    """The iterations with a log line."""
+    return [record.iteration for line in lines if (record := parse_iteration(line))]
 
 
 def finish(run: subprocess.Popen[str]) -> str:
@@ -48,7 +47,7 @@ def test_sigterm_with_the_handler_saves_and_leaves_with_0(tmp_path: Path) -> Non
     rest = finish(run)
     assert run.returncode == 0, rest
     assert "[exiting program after receiving SIGTERM.] datetime: " in rest
-    last = reached([*lines, *rest.splitlines()])
+    last = logged([*lines, *rest.splitlines()])[-1]
     assert stored(tmp_path).iteration == last < 100000
 
 
@@ -73,13 +72,11 @@ def test_killed_again_and_again_the_run_ends_with_the_same_bits(
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     straight = process(f"{LONG} --save {whole}")
     rng = random.Random(number)
-    starts = []
+    starts: list[int] = []
     for target in (15, 80, 160):
         run = process(f"{LONG} --save {parts} --load {parts}")
         lines = wait_for_iteration(run, target)
-        starts.append(
-            min(int(l.split("iteration")[1].split("/")[0]) for l in lines if "] iteration " in l)
-        )
+        starts.append(logged(lines)[0])
         # Somewhere inside an iteration (6 ms) or the save that follows it (10 ms).
         time.sleep(rng.uniform(0.0, 0.04))
         run.send_signal(number)
