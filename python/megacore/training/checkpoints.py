@@ -55,8 +55,9 @@ _MUST_MATCH = (
 
 
 def stored_arguments(run: RunConfig, *, vocab_size: int, padded_vocab_size: int) -> dict[str, Any]:
-    """The "args" of a checkpoint: every setting, with the sizes of the vocabulary that was used."""
-    return {**run.values(), "vocab_size": vocab_size, "padded_vocab_size": padded_vocab_size}
+    """The "args" of a checkpoint: every setting, and the sizes of the vocabulary that was used."""
+    sizes = {"true_vocab_size": vocab_size, "padded_vocab_size": padded_vocab_size}
+    return {**run.values(), **sizes}
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -240,7 +241,7 @@ class Resume:
 
     def _vocabulary(self, vocab_size: int) -> VocabularyRows | None:
         """Rows that may differ: padding, when the vocabulary is the one of the checkpoint."""
-        stored = self._arguments.get("vocab_size")
+        stored = self._arguments.get("true_vocab_size")
         if stored is None:
             return None
         if stored != vocab_size:
@@ -261,7 +262,6 @@ class Resume:
             for name, value in mine.items()
             if name in self._arguments
             and name not in about_checkpoints
-            and name != "vocab_size"
             and self._arguments[name] != value
         ]
         stored_schedule = self._checkpoint.values.get("scheduler", {})

@@ -129,6 +129,7 @@ class Reporter:
         self._interval = Interval()
         self._memory_reported = False
         self._live_at = 0.0
+        self._last_validation: dict[str, str] = {}
 
     def start(
         self,
@@ -329,6 +330,7 @@ class Reporter:
             "gradient norm": "-" if norm is None else f"{norm:.3f}",
             "samples": f"{state.consumed_train_samples} (batch {report.batch_size})",
             **self._figures(speed, left),
+            **self._last_validation,
         }
         self._screen.update(
             done=state.iteration, total=self._train_iters, loss=loss, figures=figures
@@ -353,6 +355,10 @@ class Reporter:
             write: Also write scalars (training wants them, evaluation alone does not).
         """
         self._screen.line(format_validation(prefix, losses))
+        if set_name == "validation":
+            loss = losses.get(LOSS_KEY, math.nan)
+            text = f"{loss:.4f} (perplexity {perplexity(loss):.1f}) at {state.iteration}"
+            self._last_validation = {"validation": text}
         if write and set_name == "validation":
             both = {f"{key} validation": value for key, value in losses.items()}
             if self._logging.log_validation_ppl_to_tensorboard:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import Any
 
 from megacore.errors import EXIT_SIGTERM
 
@@ -22,9 +25,12 @@ class TermSignal:
         self.received = False
         self._save_and_exit = save_and_exit
         self._owner = os.getpid()
-        self._previous: signal.Handlers | object = signal.SIG_DFL
+        self._previous: Callable[[int, FrameType | None], Any] | int | None = None
 
     def __enter__(self) -> TermSignal:
+        if threading.current_thread() is not threading.main_thread():
+            # Only the main thread may take over a signal; elsewhere the run cannot be told to stop.
+            return self
         self._previous = signal.signal(signal.SIGTERM, self._handle)
         return self
 
@@ -34,7 +40,8 @@ class TermSignal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        signal.signal(signal.SIGTERM, self._previous)  # type: ignore[arg-type]
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:
