@@ -87,6 +87,16 @@ def speaks_for_all(environment: Mapping[str, str] | None = None) -> bool:
         return True
 
 
+def job_id(environment: Mapping[str, str] | None = None) -> str:
+    """Slurm's number of the job, empty outside one.
+
+    Args:
+        environment: Variables; by default those of this process.
+    """
+    env = os.environ if environment is None else environment
+    return env.get("SLURM_JOB_ID", "")
+
+
 def launch_faults(environment: Mapping[str, str] | None = None) -> Iterator[Fault]:
     """Faults of the way in which the run was started.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
@@ -12,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from megacore.parallel.launch import job_id
 from megacore.training.curves import METRICS_FILE
 from megacore.training.progress_log import STARTED, JobStart, ProgressLog
 from megacore.training.run_config import RunConfig
@@ -75,9 +75,7 @@ def open_outputs(
     job = JobStart(started, state.floating_point_operations)
     progress = None
     if run.logging.log_progress and run.checkpoint.save is not None:
-        progress = ProgressLog(
-            Path(run.checkpoint.save), job_id=os.environ.get("SLURM_JOB_ID", ""), world_size=1
-        )
+        progress = ProgressLog(Path(run.checkpoint.save), job_id=job_id(), world_size=1)
         progress.append(STARTED, started)
     return Outputs(writers, json_lines, progress, job)
 
