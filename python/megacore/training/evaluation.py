@@ -40,9 +40,9 @@ def evaluate(
     model.eval()
     try:
         for _ in range(num_microbatches):
-            batch = next_batch(batches, device)
+            batch, count = next_batch(batches, device)
             loss_sum += token_loss_sum(model, batch).double()
-            tokens += float(batch.loss_mask.sum(dtype=torch.float64))
+            tokens += count
     finally:
         model.train()
     return {LOSS_KEY: loss_sum.item() / max(tokens, 1.0)}

@@ -121,11 +121,10 @@ class TrainStep:
         with self._timers.time("forward-backward"):
             for _ in range(num_microbatches):
                 with self._timers.time("batch-generator"), self._profiler.range("data"):
-                    batch = next_batch(batches, self._device)
+                    batch, tokens = next_batch(batches, self._device)
                 if self._policy.trace_nan:
                     kept.append(self._keep(batch))
-                loss_sum, tokens = self._forward_backward(batch, num_microbatches)
-                loss_sums.append(loss_sum.detach())
+                loss_sums.append(self._forward_backward(batch, tokens, num_microbatches))
                 token_counts.append(tokens)
         if self._policy.empty_cache_level >= 2 and self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -137,18 +136,17 @@ class TrainStep:
             torch.cuda.empty_cache()
         return outcome
 
-    def _forward_backward(self, batch: Batch, num_microbatches: int) -> tuple[Tensor, float]:
-        """Sum of the token losses of one micro-batch, and the number of tokens."""
+    def _forward_backward(self, batch: Batch, tokens: float, num_microbatches: int) -> Tensor:
+        """Adds the gradients of one micro-batch; the sum of its token losses."""
         with self._timers.time("forward-compute"), self._profiler.range("forward"):
             loss_sum = token_loss_sum(self._model, batch)
-        tokens = float(batch.loss_mask.sum(dtype=torch.float64))
         loss = loss_sum
         if not self._policy.per_token_loss:
             # A micro-batch whose tokens are all masked has no loss and no gradient, not 0/0.
             loss = loss_sum / (max(tokens, 1.0) * num_microbatches)
         with self._timers.time("backward-compute"), self._profiler.range("backward"):
             self._optimizer.backward(loss)
-        return loss_sum, tokens
+        return loss_sum.detach()
 
     def _update(
         self, sums: Sequence[float], counts: Sequence[float], num_microbatches: int, rates: Rates
@@ -211,8 +209,11 @@ def token_loss_sum(model: GPTModel, batch: Batch) -> Tensor:
     return (losses.float() * batch.loss_mask).sum()
 
 
-def next_batch(batches: Iterator[Batch], device: torch.device) -> Batch:
-    """The next micro-batch, on the device.
+def next_batch(batches: Iterator[Batch], device: torch.device) -> tuple[Batch, float]:
+    """The next micro-batch, on the device, and how many of its tokens count.
+
+    The tokens are counted, and document lengths stay, on the host, so that nothing waits for the
+    device.
 
     Raises:
         DataError: There is none left.
@@ -224,6 +225,15 @@ def next_batch(batches: Iterator[Batch], device: torch.device) -> Batch:
             "the dataset has no sequences left for another micro-batch: give more data, fewer "
             "iterations, or --dataloader-type cyclic"
         ) from None
+    tokens = float(batch.loss_mask.sum(dtype=torch.float64))
     if device.type == "cpu":
-        return batch
-    return batch.to(device)
+        return batch, tokens
+    moved = Batch(
+        tokens=batch.tokens.to(device, non_blocking=True),
+        labels=batch.labels.to(device, non_blocking=True),
+        loss_mask=batch.loss_mask.to(device, non_blocking=True),
+        position_ids=batch.position_ids.to(device, non_blocking=True),
+        cu_seqlens=batch.cu_seqlens,
+        max_seqlen=batch.max_seqlen,
+    )
+    return moved, tokens
