@@ -65,6 +65,17 @@ def test_without_the_check_the_run_goes_on_and_counts() -> None:
     assert [record.consumed_samples for record in records] == list(range(4, 36, 4))
 
 
+def test_tracing_does_not_change_a_run_that_goes_on() -> None:
+    """An overflow in iteration 1 is traced; the run then goes on with the same random numbers."""
+    flags = "--fp16 --initial-loss-scale 1e12 --hysteresis 1 --train-iters 30"
+    assert losses(train(f"{flags} --trace-nan")) == losses(train(flags))
+    flags = f"{DIVERGES} --no-check-for-nan-in-loss-and-grad"
+    plain, traced = train(flags), train(f"{flags} --trace-nan")
+    assert [r.nan_iterations for r in iterations(plain)] == [0] + [1] * 7
+    assert [r.nan_iterations for r in iterations(traced)] == [0] + [1] * 7
+    assert traced.count("first non-finite: output of ") == 7
+
+
 def test_an_overflowing_gradient_is_named() -> None:
     message, printed = train_until_error("--fp16 --loss-scale 1e30 --trace-nan", NonFiniteError)
     assert message.startswith("iteration 1: the gradient norm is ")

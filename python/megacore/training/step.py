@@ -16,6 +16,7 @@ from megacore.optim import Rates
 from megacore.training.learner import Learner
 from megacore.training.nan_trace import find_non_finite
 from megacore.training.profiling import Profiler
+from megacore.training.seeding import torch_rng_preserved
 from megacore.training.timers import Timers
 
 LOSS_KEY = "lm loss"
@@ -198,7 +199,8 @@ class TrainStep:
             tokens = float(kept.batch.loss_mask.sum(dtype=torch.float64))
             return token_loss_sum(self._model, kept.batch) / max(tokens, 1.0)
 
-        return find_non_finite(self._model, run)
+        with torch_rng_preserved(self._device):
+            return find_non_finite(self._model, run)
 
 
 def token_loss_sum(model: GPTModel, batch: Batch) -> Tensor:
