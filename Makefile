@@ -48,6 +48,7 @@ build: $(VENV)/.stamp ## Build megacore._C, megacore._ops and the C++ tests in p
 cpp-test: build
 	@if [ -x $(BUILD)/cpp_tests/megacore_tests ]; then \
 	  $(BUILD)/cpp_tests/megacore_tests --gtest_brief=1; \
+	  $(BUILD)/cpp_tests/megacore_cuda_tests --gtest_brief=1; \
 	else \
 	  echo "**********************************************************************"; \
 	  echo "* C++ TESTS WERE NOT RUN: GoogleTest was not found.                   *"; \
