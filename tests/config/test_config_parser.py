@@ -243,6 +243,17 @@ def test_printed_configuration_reads_back(tmp_path_factory: pytest.TempPathFacto
     assert read(f"--config {path}").configs[ShapeConfig] == config
 
 
+@pytest.mark.parametrize("text", ["\x85", "\u2028", "a\nb", "# no", "null", "1e3", " ", "caf\xe9"])
+def test_awkward_text_reads_back(tmp_path: Path, text: str) -> None:
+    from megacore.config.report import format_config
+
+    config = ShapeConfig(labels=(text, "plain"))
+    page = format_config([config], {})
+    (tmp_path / "x.yaml").write_text(page, encoding="utf-8")
+    assert shape(f"--config {tmp_path}/x.yaml") == config
+    assert ("\xe9" in page) == ("\xe9" in text)
+
+
 def test_print_config_shows_origins() -> None:
     lines = printed("--weight 2 --print-config").splitlines()
     assert lines[0] == "shape_of_things:"

@@ -53,8 +53,13 @@ def _listed(value: Any) -> Any:
 
 
 def _scalar(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("\n...")
+    """A value on one line of YAML: readable, or in escapes where some character needs them."""
+    for readable in (True, False):
+        text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=readable)
+        text = text.removesuffix("\n").removesuffix("\n...")
+        if yaml.safe_load(text) == value:
+            break
+    return text
 
 
 def format_arguments(run: Any) -> str:
