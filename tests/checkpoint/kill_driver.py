@@ -4,8 +4,8 @@
     kill_driver.py each DIRECTORY SCENARIO
 
 "random" kills a process that saves one checkpoint after the other, at COUNT random instants.
-"each" kills at every system call that changes the directory, before it, after it and (for a write)
-in the middle. One process imports torch; the writers are forks of it. Prints one JSON line.
+"each" kills between any two system calls that change the directory, and in the middle of a write.
+One process imports torch; the writers are forks of it. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -100,33 +100,45 @@ def random_kills(directory: Path, count: int, seed: int) -> dict[str, int]:
     return {"kills": count, "old": old_kept, "new": new_kept, "iteration": found}
 
 
-class Killer:
-    """Replaces `os` functions by ones that end the process at the k-th call.
+class Interceptor:
+    """Replaces the `os` functions of CALLS; ends the process at the k-th call if told to.
 
     Args:
-        moment: Number of the call, from 0.
-        phase: "before", "middle" (half of a write is done) or "after" it.
+        moment: Number of the call to die at, from 0; None to note the calls only.
+        halfway: Do half of a write before dying.
     """
 
-    def __init__(self, moment: int, phase: str) -> None:
-        self.left = moment
-        self.phase = phase
+    def __init__(self, moment: int | None = None, *, halfway: bool = False) -> None:
+        self.moment = moment
+        self.halfway = halfway
+        self.names: list[str] = []
         for name in CALLS:
             setattr(os, name, self.wrap(name, getattr(os, name)))
 
     def wrap(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def killing(*args: Any, **kwargs: Any) -> Any:
-            self.left -= 1
-            if self.left >= 0:
-                return call(*args, **kwargs)
-            if self.phase == "after":
-                call(*args, **kwargs)
-            elif self.phase == "middle" and name in ("write", "pwrite"):
-                call(args[0], bytes(args[1])[: len(args[1]) // 2], *args[2:])
-            os.kill(os.getpid(), signal.SIGKILL)
-            return None
+        def intercepted(*args: Any, **kwargs: Any) -> Any:
+            if len(self.names) == self.moment:
+                if self.halfway:
+                    call(args[0], bytes(args[1])[: len(args[1]) // 2], *args[2:])
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.names.append(name)
+            return call(*args, **kwargs)
 
-        return killing
+        return intercepted
+
+
+def calls_of(work: Callable[[], None]) -> list[str]:
+    """Names of the intercepted calls that `work` makes, in order."""
+    reader, writer = os.pipe()
+    send = os.write
+
+    def noted() -> None:
+        calls = Interceptor()
+        work()
+        send(writer, json.dumps(calls.names).encode())
+
+    os.waitpid(in_fork(noted), 0)
+    return json.loads(os.read(reader, 1 << 16))
 
 
 # Name -> (iterations saved before, iteration to save, retain_last)
@@ -142,39 +154,40 @@ def kill_each(directory: Path, scenario: str) -> dict[str, int]:
     """Kills at every boundary; the old or the new state must be there, and saving goes on."""
     earlier, iteration, retain = SCENARIOS[scenario]
     old, new, size = (max(earlier) if earlier else None), 77, 5
-    outcomes = {"kills": 0, "old": 0, "new": 0}
-    template = directory / "template"
+    template, place = directory / "template", directory / "trial"
     template.mkdir(parents=True)
     for number in earlier:
         save(template, number, number, size=size)
-    moment, finished = 0, 0
-    while finished < 3:
-        finished = 0
-        for phase in ("before", "middle", "after"):
-            place = directory / "trial"
-            shutil.copytree(template, place)
 
-            def work(moment: int = moment, phase: str = phase, place: Path = place) -> None:
-                Killer(moment, phase)
-                save(place, iteration, new, size=size, retain_last=retain)
+    def work() -> None:
+        save(place, iteration, new, size=size, retain_last=retain)
 
-            _, status = os.waitpid(in_fork(work), 0)
-            found = read_seed(place, size=size)
-            if os.WIFEXITED(status):
-                if os.WEXITSTATUS(status) or found != new:
-                    raise AssertionError(f"unharmed, but {found} is there")
-                finished += 1
-            else:
-                if found not in (old, new):
-                    raise AssertionError(f"{phase} call {moment}: {found}, not {old} or {new}")
-                outcomes["kills"] += 1
-                outcomes["new" if found == new else "old"] += 1
-            later = max(iteration, load_checkpoint(place).iteration if found else 0) + 1
-            save(place, later, 99, size=size)
-            if read_seed(place, size=size) != 99 or leftovers(place):
-                raise AssertionError(f"{phase} call {moment}: saving did not recover")
-            shutil.rmtree(place)
-        moment += 1
+    shutil.copytree(template, place)
+    names = calls_of(work)
+    if read_seed(place, size=size) != new:
+        raise AssertionError("unharmed, but the new state is not there")
+    # After a call is before the next one, so each boundary needs one kill; a write needs two.
+    moments = [(k, False) for k in range(len(names))]
+    moments += [(k, True) for k, name in enumerate(names) if name in ("write", "pwrite")]
+    outcomes = {"kills": 0, "old": 0, "new": 0}
+    for moment, halfway in moments:
+        shutil.rmtree(place)
+        shutil.copytree(template, place)
+
+        def doomed(moment: int = moment, halfway: bool = halfway) -> None:
+            Interceptor(moment, halfway=halfway)
+            work()
+
+        _, status = os.waitpid(in_fork(doomed), 0)
+        found = read_seed(place, size=size)
+        if not os.WIFSIGNALED(status) or found not in (old, new):
+            raise AssertionError(f"call {moment}, {names[moment]}: {found}, not {old} or {new}")
+        outcomes["kills"] += 1
+        outcomes["new" if found == new else "old"] += 1
+        later = max(iteration, load_checkpoint(place).iteration if found else 0) + 1
+        save(place, later, 99, size=size)
+        if read_seed(place, size=size) != 99 or leftovers(place):
+            raise AssertionError(f"call {moment}, {names[moment]}: saving did not recover")
     return outcomes
 
 

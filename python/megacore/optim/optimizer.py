@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from megacore.errors import CheckpointError, UsageError
 from megacore.optim.buffers import FlatGroup
-from megacore.optim.config import OptimizerConfig, PrecisionConfig, ScheduleConfig
+from megacore.optim.config import OptimizerConfig, PrecisionConfig
 from megacore.optim.groups import GroupRule, default_rule, split_parameters
 from megacore.optim.loss_scale import LossScale, build_loss_scale
 from megacore.optim.reductions import clip_coefficient, count_zeros, global_norm
@@ -211,7 +211,6 @@ def build_optimizer(
     *,
     optimizer: OptimizerConfig,
     precision: PrecisionConfig,
-    schedule: ScheduleConfig | None = None,
     rule: GroupRule | None = None,
 ) -> Optimizer:
     """The optimizer that the settings describe, around a finished model.
@@ -220,15 +219,12 @@ def build_optimizer(
         model: Model, or its named parameters. Its parameters are moved into flat buffers.
         optimizer: Kind and constants.
         precision: Loss scaling; the dtypes are those of the parameters.
-        schedule: Not needed: rates are arguments of `step`. Accepted so that a caller can hand
-            over the settings of a run as they are.
         rule: Gives each parameter its group, instead of `groups.default_rule`.
 
     Raises:
         UsageError: The model has nothing to train.
         ValueError: A parameter is on the meta device or not floating point.
     """
-    del schedule
     named = model.named_parameters() if isinstance(model, nn.Module) else model
     rule = rule or default_rule(decoupled_lr=optimizer.decoupled_lr is not None)
     groups = [FlatGroup(group) for group in split_parameters(named, rule)]

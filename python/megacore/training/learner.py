@@ -42,9 +42,7 @@ def build_model(run: RunConfig, *, padded_vocab_size: int, device: torch.device)
 
 def build_learner(run: RunConfig, model: GPTModel, batch_sizes: MicrobatchCalculator) -> Learner:
     """Optimizer and schedule around a model."""
-    optimizer = build_optimizer(
-        model, optimizer=run.optimizer, precision=run.precision, schedule=run.schedule
-    )
+    optimizer = build_optimizer(model, optimizer=run.optimizer, precision=run.precision)
     training = run.training
     # Evaluation alone may come without a length; its schedule is never read.
     iterations = None if training.train_samples else max(1, training.train_iters or 1)
