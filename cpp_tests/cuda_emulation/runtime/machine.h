@@ -30,15 +30,15 @@ struct PendingCopy {
     Site site;
 };
 
-/// A thread of the block that runs.
-struct Fiber {
+/// A thread of the block that runs. What every switch needs comes first, in one cache line.
+struct alignas(64) Fiber {
     Context context;
+    Site site;  ///< Where it waits.
     uint3 index{};
+    unsigned wait_mask = 0;  ///< Lanes it waits for.
     std::uint16_t linear = 0;
     std::uint8_t lane = 0;
     Wait wait = Wait::kNothing;
-    Site site;               ///< Where it waits.
-    unsigned wait_mask = 0;  ///< Lanes it waits for.
     /// Race detection: the current segment (0: none yet), and for each lane of the warp the last
     /// segment count that this thread is ordered after.
     std::uint32_t segment = 0;
@@ -88,6 +88,7 @@ struct Machine {
     std::uint32_t barrier_epoch = 0;
     std::vector<Warp> warps;
     std::vector<std::uint16_t> ready;
+    Fiber* upcoming = nullptr;  // already taken out of `ready`
 
     // Fibers. `running` is null on the host.
     Fiber* running = nullptr;

@@ -77,6 +77,11 @@ public:
     }
     std::size_t offset_of(const std::byte* address) const { return address - base_; }
 
+    bool is_guard(const std::byte* address) const {
+        const int owner = owners_[offset_of(address)];
+        return owner >= 0 && symbols_[owner].guard;
+    }
+
     // Bytes from `address` to the end of its variable, 0 between variables.
     std::size_t room(const std::byte* address) const {
         const int owner = owners_[offset_of(address)];
@@ -224,6 +229,7 @@ void check_access(
     }
     ++counters().accesses;
     if (shared_memory.contains(address)) {
+        if (shared_memory.is_guard(address)) return;
         if (shared_memory.room(address) < size) {
             fail("shared memory access out of bounds",
                  describe_access(address, size, access, origin));

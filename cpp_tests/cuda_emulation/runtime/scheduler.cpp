@@ -29,9 +29,11 @@ Machine the_machine;
 
 namespace {
 
-// Stacks begin at different offsets of a page; else all of them would fight for the same sets of
-// the processor's caches.
-constexpr std::size_t kStackColour = 192;
+// Stacks begin at different offsets; else all of them would fight for the same few sets of the
+// processor's caches.
+constexpr std::size_t kStackColour = 256;
+constexpr std::size_t kColours = 128;
+static_assert(kStackColour * kColours <= kStackBytes / 2);
 
 void continue_as(Machine& m, Context& from, Fiber& next) {
     ++counters().switches;
@@ -40,13 +42,21 @@ void continue_as(Machine& m, Context& from, Fiber& next) {
     switch_context(from, next.context);
 }
 
-Fiber* take_ready(Machine& m) {
+Fiber* pick(Machine& m) {
     if (m.ready.empty()) return nullptr;
     const std::uint32_t at = random_below(m, static_cast<std::uint32_t>(m.ready.size()));
     const std::uint16_t linear = m.ready[at];
     m.ready[at] = m.ready.back();
     m.ready.pop_back();
     return &m.fibers[linear];
+}
+
+// The one after is picked already, so that its stack is in the cache by then.
+Fiber* take_ready(Machine& m) {
+    Fiber* taken = m.upcoming != nullptr ? m.upcoming : pick(m);
+    m.upcoming = pick(m);
+    if (m.upcoming != nullptr) __builtin_prefetch(m.upcoming->context.handle);
+    return taken;
 }
 
 void leave(Machine& m, Context& from) {
@@ -87,6 +97,8 @@ void prepare_pool(Machine& m) {
                         -1,
                         0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
+    // Large pages, where there are any: a switch would miss the address cache every time.
+    madvise(memory, kMaxThreads * kStackBytes, MADV_HUGEPAGE);
     m.stacks = static_cast<std::byte*>(memory);
     m.fibers.resize(kMaxThreads);
 }
@@ -97,6 +109,7 @@ void prepare_block(Machine& m) {
     m.barrier_predicates = 0;
     m.barrier_epoch = 0;
     m.ready.clear();
+    m.upcoming = nullptr;
     m.warps.resize((m.num_threads + kLanes - 1) / kLanes);
     for (Warp& warp : m.warps) {
         warp.exited = 0;
@@ -117,7 +130,7 @@ void prepare_block(Machine& m) {
         fiber.copies.clear();
         fiber.open_group = 0;
         warp_of(m, fiber).existing |= 1u << fiber.lane;
-        const std::size_t colour = static_cast<std::size_t>(linear) % 16 * kStackColour;
+        const std::size_t colour = static_cast<std::size_t>(linear) % kColours * kStackColour;
         make_context(
             fiber.context, m.stacks + linear * kStackBytes, kStackBytes - colour, run_thread);
         m.ready.push_back(static_cast<std::uint16_t>(linear));

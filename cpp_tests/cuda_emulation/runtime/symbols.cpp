@@ -68,8 +68,10 @@ Tables read_tables() {
             if (type == STT_FUNC) {
                 tables.functions.push_back({symbol.st_value, symbol.st_size, name});
             } else if (type == STT_TLS && symbol.st_size > 0) {
-                tables.thread_locals.push_back(
-                    {symbol.st_value, symbol.st_size, last_part(demangle(name))});
+                tables.thread_locals.push_back({symbol.st_value,
+                                                symbol.st_size,
+                                                last_part(demangle(name)),
+                                                name.starts_with("_ZGV")});
             }
         }
     }

@@ -13,6 +13,9 @@ struct ThreadLocalSymbol {
     std::uint64_t offset;  ///< In the program's thread-local segment.
     std::uint64_t size;
     std::string name;  ///< Demangled, without the namespaces.
+    /// g++'s own note that a variable was constructed. It keeps one for every type with a default
+    /// constructor, even where that does nothing.
+    bool guard;
 };
 
 /// All of them, by offset. Empty for a stripped program.
