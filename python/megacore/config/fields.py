@@ -30,6 +30,8 @@ class FlagSpec:
         nargs: As in argparse ("*", "+"), or None for one value.
         metavar: Placeholder in the help page, or None.
         bounds: Interval that numbers must lie in, such as "[0, 1)" or "[1, inf)", or None.
+        repeatable: A tuple whose flag may be given several times, the values adding up; otherwise
+            the last one wins.
     A bool field is a switch: default False gives store_true, default True gives store_false
     (`--no-...` and `--disable-...` flags whose field holds the positive meaning).
     """
@@ -40,6 +42,7 @@ class FlagSpec:
     nargs: str | None = None
     metavar: str | None = None
     bounds: str | None = None
+    repeatable: bool = False
 
 
 def flag(
@@ -50,6 +53,7 @@ def flag(
     nargs: str | None = None,
     metavar: str | None = None,
     bounds: str | None = None,
+    repeatable: bool = False,
 ) -> Any:
     """A dataclass field that is set by the option strings `names`.
 
@@ -62,9 +66,16 @@ def flag(
         nargs: "*" or "+" for a field that holds a tuple.
         metavar: Placeholder shown in the help page.
         bounds: Interval that a number (or each of a tuple) must lie in, such as "[0, 1)".
+        repeatable: Values of several uses of the flag add up (tuples only).
     """
     spec = FlagSpec(
-        names, help, tuple(choices) if choices is not None else None, nargs, metavar, bounds
+        names,
+        help,
+        tuple(choices) if choices is not None else None,
+        nargs,
+        metavar,
+        bounds,
+        repeatable,
     )
     return field(default=default, metadata={METADATA_KEY: spec})
 

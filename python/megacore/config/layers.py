@@ -134,7 +134,8 @@ def _argparse_parser(
         elif setting.is_switch:
             parser.add_argument(*setting.names, dest=setting.dest, action="store_true")
         elif setting.value_type.many:
-            parser.add_argument(*setting.names, dest=setting.dest, nargs="*")
+            action = "extend" if setting.repeatable else "store"
+            parser.add_argument(*setting.names, dest=setting.dest, nargs="*", action=action)
         else:
             parser.add_argument(*setting.names, dest=setting.dest, nargs="?", const=_NO_VALUE)
     return parser

@@ -30,6 +30,7 @@ class Setting:
         help: One sentence.
         metavar: Placeholder in the help page, or None.
         config: The dataclass it belongs to, or None for a flag that only the table knows.
+        repeatable: Whether values of several uses of the flag add up.
     """
 
     dest: str
@@ -43,6 +44,7 @@ class Setting:
     help: str
     metavar: str | None
     config: type | None
+    repeatable: bool = False
 
     @property
     def flag(self) -> str:
@@ -88,6 +90,7 @@ def settings_of(config: type) -> tuple[Setting, ...]:
             help=spec.help,
             metavar=spec.metavar,
             config=config,
+            repeatable=spec.repeatable,
         )
         for field, spec in flag_fields(config)
     )
