@@ -10,7 +10,7 @@ namespace megacore::data {
 namespace {
 
 // Cache lines of a sample fetched ahead; the hardware goes on from there.
-constexpr std::int64_t kPrefetchLines = 4;
+constexpr std::int64_t kPrefetchLines = 8;
 constexpr std::int64_t kLineBytes = 64;
 
 /// Widens ids and tells whether one of them is outside of [0, vocab_size).

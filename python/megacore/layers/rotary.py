@@ -15,7 +15,7 @@ from megacore.layers.spec import RotarySpec
 
 
 class RotaryTable(NamedTuple):
-    """Cosine and sine of every angle, [B or 1, S, 1, dim / 2], float32 (float64 models: float64)."""
+    """Cosine and sine of every angle, [B or 1, S, 1, dim / 2]; float32, or float64 if asked."""
 
     cos: Tensor
     sin: Tensor
