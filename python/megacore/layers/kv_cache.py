@@ -38,6 +38,8 @@ class KVCache:
         self._store = torch.zeros(shape, dtype=dtype, device=device)
         self.capacity = capacity
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        # The same on the host, so that no step waits for the device.
+        self._host_lengths = [0] * batch_size
         self._longest = 0
         self._equal = True
 
@@ -98,19 +100,17 @@ class KVCache:
 
     def advance(self, counts: list[int]) -> None:
         """Declare the first `counts[b]` tokens of the last forward pass part of row b."""
-        lengths = self.lengths.tolist()
-        lengths = [old + new for old, new in zip(lengths, counts, strict=True)]
-        self.lengths = torch.tensor(lengths, dtype=torch.int64, device=self.lengths.device)
-        self._longest = max(lengths)
-        self._equal = min(lengths) == self._longest
+        pairs = zip(self._host_lengths, counts, strict=True)
+        self._set_lengths([old + new for old, new in pairs])
 
     def keep_rows(self, rows: list[int]) -> None:
         """Drop every row but `rows`, in that order."""
         index = torch.tensor(rows, dtype=torch.int64, device=self._store.device)
         self._store = self._store.index_select(2, index)
-        self.advance_from([int(self.lengths[row]) for row in rows])
+        self._set_lengths([self._host_lengths[row] for row in rows])
 
-    def advance_from(self, lengths: list[int]) -> None:
-        """Set the number of tokens of every row."""
-        self.lengths = torch.zeros(len(lengths), dtype=torch.int64, device=self._store.device)
-        self.advance(lengths)
+    def _set_lengths(self, lengths: list[int]) -> None:
+        self._host_lengths = lengths
+        self.lengths = torch.tensor(lengths, dtype=torch.int64, device=self._store.device)
+        self._longest = max(lengths)
+        self._equal = min(lengths) == self._longest

@@ -1,0 +1,80 @@
+"""A model and its tokenizer from a checkpoint, which says how both are built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from megacore.checkpoint import Checkpoint, load_checkpoint
+from megacore.data.config import TokenizerConfig
+from megacore.data.tokenizers import Tokenizer, build_tokenizer
+from megacore.errors import CheckpointError
+from megacore.models.config import ModelConfig
+from megacore.models.gpt import GPTModel
+
+_Config = TypeVar("_Config")
+
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def load_model(
+    directory: str | Path,
+    *,
+    step: int | None = None,
+    dtype: str = "auto",
+    device: torch.device | str = "cpu",
+    tokenizer_files: Mapping[str, str] | None = None,
+) -> tuple[GPTModel, Tokenizer, ModelConfig]:
+    """The model of a checkpoint, ready for generation, and the tokenizer it was trained with.
+
+    Args:
+        directory: What training was told to `--save` to.
+        step: Iteration to load instead of the newest.
+        dtype: "auto" (as trained), "float32", "bfloat16" or "float16".
+        device: Where the model goes.
+        tokenizer_files: Tokenizer settings that replace the stored ones, such as `vocab_file`.
+
+    Raises:
+        CheckpointError: There is no checkpoint, or it is damaged or does not say what it holds.
+        DataError: A tokenizer file is missing or unreadable.
+    """
+    checkpoint = load_checkpoint(directory, step=step)
+    arguments = _arguments(checkpoint)
+    config = _config(ModelConfig, arguments, checkpoint.path).resolved()
+    tokenizer_arguments = {**arguments, **(tokenizer_files or {})}
+    tokenizer = build_tokenizer(_config(TokenizerConfig, tokenizer_arguments, checkpoint.path))
+    rows = arguments.get("padded_vocab_size")
+    if not isinstance(rows, int):
+        raise CheckpointError(
+            f"{checkpoint.path}: its args must hold an integer padded_vocab_size, found {rows!r}"
+        )
+    if dtype == "auto":
+        trained = {"bf16": "bfloat16", "fp16": "float16"}
+        dtype = next((trained[key] for key in trained if arguments.get(key)), "float32")
+    model = GPTModel(config, padded_vocab_size=rows, dtype=_DTYPES[dtype], device=device)
+    checkpoint.load_into("model", dict(model.named_parameters()), cast=True)
+    return model.eval(), tokenizer, config
+
+
+def _arguments(checkpoint: Checkpoint) -> dict[str, Any]:
+    arguments = checkpoint.values.get("args")
+    if not isinstance(arguments, dict):
+        raise CheckpointError(f"{checkpoint.path}: state.json has no args to build the model from")
+    return arguments
+
+
+def _config(kind: type[_Config], arguments: Mapping[str, Any], path: Path) -> _Config:
+    """The stored values of one configuration; what is not stored has its default."""
+    names = [field.name for field in fields(kind) if field.name in arguments]  # type: ignore[arg-type]
+    if not names:
+        raise CheckpointError(f"{path}: its args hold nothing of {kind.__name__}")
+    values = {name: arguments[name] for name in names}
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
