@@ -1,0 +1,156 @@
+"""Index files: built once, found again by a hash of what they were built from.
+
+A cache is a folder of `<hash>-<Class>-<split>-<name>.npy` and a `-description.txt`. Many processes
+and nodes may want the same indices at the same time: one builds under a lock, the others wait and
+load. Files appear under their names only when complete, and what is loaded is checked against the
+sizes that the description implies, so that damage or a foreign file leads to a rebuild.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megacore.errors import DataError
+
+_LOGGER = logging.getLogger("megacore.data")
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """What a stored array must be: its dtype and shape."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class IndexFiles:
+    """The files of one set of indices.
+
+    Attributes:
+        directory: Folder of the cache.
+        stem: What their names begin with: hash, class and split.
+        description: Text that was hashed.
+    """
+
+    directory: Path
+    stem: str
+    description: str
+
+    @staticmethod
+    def describe(directory: Path, identity: Mapping[str, Any], split: str) -> IndexFiles:
+        """Names for the indices of something.
+
+        Args:
+            directory: Folder of the cache.
+            identity: Ordered mapping with "class" and all that the indices depend on.
+            split: train, valid or test.
+        """
+        text = json.dumps(identity, indent=4)
+        digest = hashlib.md5(text.encode("utf-8"), usedforsecurity=False).hexdigest()
+        return IndexFiles(directory, f"{digest}-{identity['class']}-{split}", text)
+
+    def path(self, name: str, suffix: str = ".npy") -> Path:
+        """File of the array `name`."""
+        return self.directory / f"{self.stem}-{name}{suffix}"
+
+    def load_or_build(self, specs: Mapping[str, ArraySpec], build: Callable[[], Arrays]) -> Arrays:
+        """The arrays, mapped from their files; built and written first if need be.
+
+        Args:
+            specs: Array name -> what it must be.
+            build: Makes the arrays.
+
+        Raises:
+            DataError: The folder cannot be written, or the disk is full.
+        """
+        arrays = self._load(specs)
+        if arrays is not None:
+            return arrays
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with self._lock():
+                arrays = self._load(specs)  # another process may have been faster
+                if arrays is None:
+                    self._write(build())
+                    arrays = self._load(specs)
+        except OSError as error:
+            raise DataError(
+                f"cannot write dataset indices to {self.directory}: {error.strerror or error}; "
+                "name another folder with --data-cache-path"
+            ) from None
+        if arrays is None:
+            raise DataError(
+                f"dataset indices just written to {self.directory} cannot be read back; "
+                "name a folder on another disk with --data-cache-path"
+            )
+        return arrays
+
+    def _load(self, specs: Mapping[str, ArraySpec]) -> Arrays | None:
+        if not self.path("description", ".txt").exists():
+            return None
+        arrays: Arrays = {}
+        for name, spec in specs.items():
+            path = self.path(name)
+            try:
+                array = np.load(path, mmap_mode="r" if np.prod(spec.shape) else None)
+            except FileNotFoundError:
+                return None
+            except (OSError, ValueError, EOFError) as error:
+                _LOGGER.warning("%s cannot be used and is built again: %s", path, error)
+                return None
+            if array.dtype != spec.dtype or array.shape != spec.shape:
+                _LOGGER.warning(
+                    "%s is built again: expected %s %s, found %s %s",
+                    path, spec.dtype, list(spec.shape), array.dtype, list(array.shape),
+                )  # fmt: skip
+                return None
+            arrays[name] = array
+        return arrays
+
+    def _write(self, arrays: Arrays) -> None:
+        # The description goes last: it stands for a complete set.
+        for name, array in arrays.items():
+            with _published(self.path(name)) as file:
+                np.save(file, array, allow_pickle=False)
+        with _published(self.path("description", ".txt")) as file:
+            file.write(self.description.encode("utf-8"))
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        # The lock belongs to the open file, so it vanishes with its process. The empty file stays:
+        # removing it would let two processes lock two different files.
+        with self.path("build", ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+@contextmanager
+def _published(path: Path) -> Iterator[Any]:
+    """A file that appears under its name when it is complete and on disk, or not at all."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
