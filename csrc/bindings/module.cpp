@@ -1,5 +1,8 @@
 // megacore._C: the part of the core that needs numpy and no torch.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "core/cpu_features.h"
 
 namespace py = pybind11;
 
@@ -7,5 +10,12 @@ void bind_data(py::module_& parent);
 
 PYBIND11_MODULE(_C, module) {
     module.doc() = "The torch-free C++ core of megacore.";
+    module.def("cpu_features",
+               &megacore::cpu_features,
+               "Names of the vector features of this CPU, such as avx512_bf16.");
+    module.def(
+        "kernel_isa",
+        [] { return megacore::name_of(megacore::detected_isa()); },
+        "Instruction set that the CPU kernels use here: baseline, avx2 or avx512.");
     bind_data(module);
 }
