@@ -53,11 +53,11 @@ class TextStream:
         known = self._detokenize(self._tokens[self._start : self._done])
         whole = self._detokenize(self._tokens[self._start :])
         # A trailing replacement character is usually the first bytes of one that is not complete.
-        if not self.stopped and len(whole) > len(known):
-            if final or not whole.endswith(_REPLACEMENT):
-                self._text += whole[len(known) :]
-                self._start, self._done = self._done, len(self._tokens)
-                self._cut_at_stop()
+        certain = final or not whole.endswith(_REPLACEMENT)
+        if certain and not self.stopped and len(whole) > len(known):
+            self._text += whole[len(known) :]
+            self._start, self._done = self._done, len(self._tokens)
+            self._cut_at_stop()
         end = len(self._text)
         if not final and not self.stopped:
             end -= self._possible_stop()
