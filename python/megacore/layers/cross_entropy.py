@@ -27,32 +27,34 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, compute: torch.dtype) -> Tensor:
         loss = torch.empty(labels.shape, dtype=compute, device=logits.device)
-        normalizer = torch.empty_like(loss)
+        # Kept apart, not as one log-sum: the difference to the largest logit is exact or nearly.
+        largest, total = torch.empty_like(loss), torch.empty_like(loss)
         rows = _rows_per_chunk(logits)
         for start in range(0, logits.shape[0], rows):
             part = slice(start, start + rows)
             chunk = logits[part].to(compute)
-            torch.logsumexp(chunk, dim=1, out=normalizer[part])
+            torch.amax(chunk, dim=1, out=largest[part])
+            chunk = chunk - largest[part, None]
             chosen = chunk.gather(1, labels[part, None])[:, 0]
-            torch.sub(normalizer[part], chosen, out=loss[part])
-        ctx.save_for_backward(labels, normalizer)
+            torch.sum(chunk.exp_(), dim=1, out=total[part])
+            torch.sub(total[part].log(), chosen, out=loss[part])
+        ctx.save_for_backward(labels, largest, total)
         ctx.logits = logits
         return loss.float() if compute == torch.float16 else loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        labels, normalizer = ctx.saved_tensors
+        labels, largest, total = ctx.saved_tensors
         logits, ctx.logits = ctx.logits, None
         if logits is None:
             raise RuntimeError("cross entropy: a second backward; its logits were overwritten")
-        grad = grads[0].to(normalizer.dtype)
+        grad = grads[0].to(largest.dtype)
         rows = _rows_per_chunk(logits)
         for start in range(0, logits.shape[0], rows):
             part = slice(start, start + rows)
-            chunk = (logits[part].to(normalizer.dtype) - normalizer[part, None]).exp_()
-            minus_one = torch.full_like(labels[part, None], -1, dtype=chunk.dtype)
-            chunk.scatter_add_(1, labels[part, None], minus_one)
-            torch.mul(chunk, grad[part, None], out=chunk)
+            chunk = (logits[part].to(largest.dtype) - largest[part, None]).exp_()
+            chunk.mul_((grad[part] / total[part])[:, None])
+            chunk.scatter_add_(1, labels[part, None], -grad[part, None])
             logits[part] = chunk
         return logits, None, None
 
