@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <numeric>
 
 #include "data/fault.h"
 #include "data/multiversion.h"
@@ -176,6 +177,30 @@ void GptGather::fill_row(std::int64_t sample,
     labels[sequence_length_ - 1] = last_token;
 }
 
+namespace {
+
+/// Mask, positions and segment starts of one row, which begins at token `first_token` of the batch.
+void apply_eod(std::int64_t first_token,
+               std::int64_t sequence_length,
+               const BatchRules& rules,
+               const std::int64_t* row,
+               float* mask,
+               std::int64_t* position,
+               std::vector<std::int32_t>& starts) {
+    std::int64_t first = 0;  // where positions count from
+    for (std::int64_t i = 0; i < sequence_length; ++i) {
+        position[i] = i - first;
+        if (row[i] != rules.eod) continue;
+        if (rules.mask_eod_loss) mask[i] = 0.0f;
+        if (rules.reset_position_ids) first = i + 1;
+        if (rules.cut_at_eod && i + 1 < sequence_length) {
+            starts.push_back(static_cast<std::int32_t>(first_token + i + 1));
+        }
+    }
+}
+
+}  // namespace
+
 std::vector<std::int32_t> finish_batch(std::int64_t b,
                                        std::int64_t sequence_length,
                                        const BatchRules& rules,
@@ -195,22 +220,20 @@ std::vector<std::int32_t> finish_batch(std::int64_t b,
         std::int64_t* position = position_ids + r * sequence_length;
         std::fill(mask, mask + sequence_length, 1.0f);
         if (rules.cut_at_eod) starts.push_back(static_cast<std::int32_t>(r * sequence_length));
-        std::int64_t first = 0;  // where positions count from
-        for (std::int64_t i = 0; i < sequence_length; ++i) {
-            position[i] = i - first;
-            if (!look_for_eod || row[i] != rules.eod) continue;
-            if (rules.mask_eod_loss) mask[i] = 0.0f;
-            if (rules.reset_position_ids) first = i + 1;
-            if (rules.cut_at_eod && i + 1 < sequence_length) {
-                starts.push_back(static_cast<std::int32_t>(r * sequence_length + i + 1));
-            }
+        if (look_for_eod) {
+            apply_eod(r * sequence_length, sequence_length, rules, row, mask, position, starts);
+        } else {
+            std::iota(position, position + sequence_length, std::int64_t{0});
         }
-        for (std::int64_t i = 0; i < sequence_length; ++i) {
-            if (label[i] == rules.pad) {
-                mask[i] = 0.0f;
-                label[i] = 0;
+        // Without a padding token only the end of a row can be padding (id -1).
+        if (rules.pad >= 0 || label[sequence_length - 1] == rules.pad) {
+            for (std::int64_t i = 0; i < sequence_length; ++i) {
+                if (label[i] == rules.pad) {
+                    mask[i] = 0.0f;
+                    label[i] = 0;
+                }
+                if (row[i] == rules.pad) row[i] = 0;
             }
-            if (row[i] == rules.pad) row[i] = 0;
         }
     }
     if (rules.cut_at_eod) starts.push_back(static_cast<std::int32_t>(b * sequence_length));

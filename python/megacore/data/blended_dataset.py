@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ class BlendedDataset:
         split: train, valid or test.
         renormalize: Only part of the identity.
         cache: Folder of index files; None to keep them in memory.
+        may_build: False: only load index files that another process has written.
 
     Raises:
         DataError: There are too many members, or one is too short for its weight.
@@ -42,6 +44,7 @@ class BlendedDataset:
         split: str,
         renormalize: bool,
         cache: Path | None,
+        may_build: bool = True,
     ) -> None:
         if len(members) > MAX_MEMBERS:
             raise DataError(
@@ -80,7 +83,7 @@ class BlendedDataset:
             arrays = build()
         else:
             files = IndexFiles.describe(cache, self.identity, split)
-            arrays = files.load_or_build(specs, build)
+            arrays = files.load_or_build(specs, build, may_build=may_build)
         self.dataset_index: NDArray[np.int16] = arrays["dataset_index"]
         self.dataset_sample_index: NDArray[np.int64] = arrays["dataset_sample_index"]
         self._check_lengths(split)
@@ -115,5 +118,6 @@ class BlendedDataset:
                 inner[chosen], rows[chosen], vocab_size=vocab_size, tokens=tokens, labels=labels
             )
 
-    def __getitem__(self, index: int) -> Sample:
-        return read_sample(self, index)
+    def __getitem__(self, index: int | None) -> Sample:
+        member = int(self.dataset_index[0 if index is None else index])
+        return replace(read_sample(self, index), dataset_id=member)

@@ -47,6 +47,7 @@ class _Recipe:
         seed: Of all shuffles.
         split: Text of --split, None with paths per split.
         matrix: Its bounds.
+        may_build: False: only load index files that another process has written.
     """
 
     data: DataConfig
@@ -55,6 +56,7 @@ class _Recipe:
     seed: int
     split: str | None
     matrix: SplitMatrix | None
+    may_build: bool
 
 
 def build_datasets(
@@ -63,6 +65,7 @@ def build_datasets(
     *,
     seed: int,
     num_samples: tuple[int | None, int | None, int | None],
+    may_build: bool = True,
 ) -> Datasets:
     """Opens the files and builds, or finds, the indices.
 
@@ -71,12 +74,14 @@ def build_datasets(
         tokenizer: Says where documents end and what padding is.
         seed: Of all shuffles.
         num_samples: Samples wanted for training, validation and test; None: no such dataset.
+        may_build: False: index files were written by another process, so that not seeing them
+            means that the folder of the cache is not shared.
 
     Raises:
         DataError: A file is damaged, a split has no data, or indices cannot be written.
     """
     rules = _rules(data, tokenizer)
-    recipe = _Recipe(data, tokenizer, rules, seed, data.split, None)
+    recipe = _Recipe(data, tokenizer, rules, seed, data.split, None, may_build)
     if data.mock_data:
         return _mock_datasets(replace(recipe, split=_MOCK_SPLIT), num_samples)
     if data.data_path:
@@ -171,6 +176,7 @@ def _blend_or_single(
         split=split,
         renormalize=recipe.data.renormalize_blend_weights,
         cache=Path(cache) if cache else None,
+        may_build=recipe.may_build,
     )
 
 
@@ -187,7 +193,7 @@ def _proportions(
         return [float(length) for length in lengths], min(wanted, sum(lengths))
     counts = [count or 0 for count in asked]
     if recipe.data.renormalize_blend_weights:
-        return [float(count) for count in counts], sum(counts)
+        return [count / sum(counts) for count in counts], sum(counts)
     return blend.weights, sum(counts)
 
 
@@ -229,6 +235,7 @@ def _member(
         seed=recipe.seed,
         rules=recipe.rules,
         cache=_cache_of(documents, identity["class"], data),
+        may_build=recipe.may_build,
     )
 
 

@@ -47,6 +47,7 @@ class Sample:
         loss_mask: float32 [S], 1 where the loss counts.
         position_ids: int64 [S].
         cu_seqlens: int32 [n + 1] bounds of the documents in the sample, or None.
+        dataset_id: Member of the blend that it comes from, or None.
     """
 
     tokens: NDArray[np.int64]
@@ -54,6 +55,7 @@ class Sample:
     loss_mask: NDArray[np.float32]
     position_ids: NDArray[np.int64]
     cu_seqlens: NDArray[np.int32] | None
+    dataset_id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ class GPTDataset:
         rules: What is derived from the tokens.
         cache: Folder of index files; None to keep them in memory.
 
+        may_build: False: only load index files that another process has written.
+
     Raises:
         DataError: The documents do not hold one sample; the index files cannot be written.
     """
@@ -105,6 +109,7 @@ class GPTDataset:
         seed: int,
         rules: Rules,
         cache: Path | None,
+        may_build: bool = True,
     ) -> None:
         self.identity = dict(identity)
         self.name = documents.name
@@ -129,14 +134,14 @@ class GPTDataset:
             self.indices = build()
         else:
             files = IndexFiles.describe(cache, identity, split)
-            self.indices = files.load_or_build(_specs(plan), build)
+            self.indices = files.load_or_build(_specs(plan), build, may_build=may_build)
         self._gather = _C.data.GptGather(
             documents.source,
             self.indices["document_index"],
             self.indices["sample_index"],
             self.indices["shuffle_index"],
             sequence_length=sequence_length,
-            pad_id=max(rules.pad, 0),
+            pad_id=rules.pad,
         )
 
     def __len__(self) -> int:
@@ -165,22 +170,30 @@ class GPTDataset:
         """
         self._gather.gather(samples, rows, vocab_size, tokens, labels)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int | None) -> Sample:
         return read_sample(self, index)
 
 
-def read_sample(dataset: Any, index: int) -> Sample:
+def read_sample(dataset: Any, index: int | None) -> Sample:
     """One sample of a `GPTDataset` or a `BlendedDataset`.
+
+    Args:
+        dataset: Where it is.
+        index: Its number. None: the first one with no loss on it, to fill up a batch.
 
     Raises:
         IndexError: There is no such sample.
     """
+    fills_batch = index is None
+    index = 0 if index is None else index
     if not 0 <= index < len(dataset):
         raise IndexError(f"sample {index} of {len(dataset)} in {dataset.name}")
     shape = (1, dataset.sequence_length)
     tokens, labels = np.empty(shape, np.int64), np.empty(shape, np.int64)
     dataset.gather(np.array([index]), np.array([0]), vocab_size=2**62, tokens=tokens, labels=labels)
     mask, positions, bounds = finish_batch(dataset.rules, tokens, labels)
+    if fills_batch:
+        mask[:] = 0.0
     return Sample(tokens[0], labels[0], mask[0], positions[0], bounds)
 
 
@@ -218,13 +231,11 @@ def finish_batch(
 
 def indexed_documents(dataset: IndexedDataset) -> Documents:
     """All sequences of an indexed dataset."""
-    # The file's arrays are not aligned, which the builders' vector code wants.
-    lengths = np.ascontiguousarray(dataset.sequence_lengths).copy()
     return Documents(
         name=f"dataset {dataset.prefix}",
         path=dataset.prefix,
         source=_C.data.token_source(dataset.reader),
-        lengths=lengths,
+        lengths=dataset.sequence_lengths,
         first=0,
         last=len(dataset),
     )

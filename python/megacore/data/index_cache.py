@@ -8,6 +8,7 @@ sizes that the description implies, so that damage or a foreign file leads to a 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -26,6 +27,8 @@ from numpy.typing import NDArray
 from megacore.errors import DataError
 
 _LOGGER = logging.getLogger("megacore.data")
+
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -69,19 +72,33 @@ class IndexFiles:
         """File of the array `name`."""
         return self.directory / f"{self.stem}-{name}{suffix}"
 
-    def load_or_build(self, specs: Mapping[str, ArraySpec], build: Callable[[], Arrays]) -> Arrays:
+    def load_or_build(
+        self,
+        specs: Mapping[str, ArraySpec],
+        build: Callable[[], Arrays],
+        *,
+        may_build: bool = True,
+    ) -> Arrays:
         """The arrays, mapped from their files; built and written first if need be.
 
         Args:
             specs: Array name -> what it must be.
             build: Makes the arrays.
+            may_build: False: another process has built them, so that not seeing them is an error.
 
         Raises:
-            DataError: The folder cannot be written, or the disk is full.
+            DataError: The folder cannot be written, the disk is full, or (with may_build False)
+                the files are not there.
         """
         arrays = self._load(specs)
         if arrays is not None:
             return arrays
+        if not may_build:
+            raise DataError(
+                f"{self.directory}: this process does not see the index files {self.stem}-* that "
+                "another one has written; name a folder that all nodes share with "
+                "--data-cache-path"
+            )
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             with self._lock():
@@ -102,13 +119,24 @@ class IndexFiles:
         return arrays
 
     def _load(self, specs: Mapping[str, ArraySpec]) -> Arrays | None:
-        if not self.path("description", ".txt").exists():
+        try:
+            text = self.path("description", ".txt").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            text = str(error)
+        if text != self.description:
+            _LOGGER.warning(
+                "%s is built again: its description differs", self.directory / self.stem
+            )
             return None
         arrays: Arrays = {}
         for name, spec in specs.items():
             path = self.path(name)
             try:
-                array = np.load(path, mmap_mode="r" if np.prod(spec.shape) else None)
+                array = np.load(
+                    path, mmap_mode="r" if np.prod(spec.shape) else None, allow_pickle=False
+                )
             except FileNotFoundError:
                 return None
             except (OSError, ValueError, EOFError) as error:
@@ -124,6 +152,8 @@ class IndexFiles:
         return arrays
 
     def _write(self, arrays: Arrays) -> None:
+        for leftover in self.directory.glob(f".{self.stem}-*.tmp"):
+            leftover.unlink(missing_ok=True)  # of a process that was killed
         # The description goes last: it stands for a complete set.
         for name, array in arrays.items():
             with _published(self.path(name)) as file:
@@ -136,7 +166,13 @@ class IndexFiles:
         # The lock belongs to the open file, so it vanishes with its process. The empty file stays:
         # removing it would let two processes lock two different files.
         with self.path("build", ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                # Without locks several processes may do the same work; each file still appears
+                # whole, and with the same content.
+                if error.errno not in _NO_LOCKS:
+                    raise
             yield
 
 

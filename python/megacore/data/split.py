@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import numpy as np
 
@@ -37,9 +38,7 @@ def split_matrix(split: str) -> SplitMatrix:
     bounds: list[float] = [0]
     for share in (weights / np.sum(weights)).tolist():
         bounds.append(bounds[-1] + share)
-    return [
-        (low, high) if low != high else None for low, high in zip(bounds, bounds[1:], strict=False)
-    ]
+    return [(low, high) if low != high else None for low, high in pairwise(bounds)]
 
 
 def element_range(bounds: tuple[float, float], num_elements: int) -> tuple[int, int]:
