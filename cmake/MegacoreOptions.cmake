@@ -31,7 +31,7 @@ find_package(Threads REQUIRED)
 
 add_library(megacore_options INTERFACE)
 target_compile_options(megacore_options INTERFACE
-    $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -fno-math-errno -ffp-contract=off>
+    $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wno-missing-field-initializers -fno-math-errno -ffp-contract=off>
     # GCC 12 warns about the deliberately undefined registers in its own vector intrinsics.
     $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<CXX_COMPILER_ID:GNU>>:-Wno-maybe-uninitialized>)
 

@@ -33,9 +33,7 @@ def test_64_bit_draws_take_the_high_half_first():
     assert [ours.next64() for _ in range(100)] == words.tolist()
 
 
-@pytest.mark.parametrize(
-    "largest", [2**32, 2**32 + 1, 2**33 + 12345, 10**12, 2**62 + 3, 2**63 - 2]
-)
+@pytest.mark.parametrize("largest", [2**32, 2**32 + 1, 2**33 + 12345, 10**12, 2**62 + 3, 2**63 - 2])
 def test_wide_intervals_equal_numpy(largest):
     ours, theirs = _C.data.RandomState(99), np.random.RandomState(99)
     expected = theirs.randint(0, largest + 1, size=500, dtype=np.int64)

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from megacore.data import Batch, Datasets, build_datasets, build_loader
+from megacore.data import (
+    Batch,
+    BlendedDataset,
+    Datasets,
+    GPTDataset,
+    build_datasets,
+    build_loader,
+)
 from megacore.data.tokenizers import Tokenizer
 from megacore.training.run_config import RunConfig
 from megacore.training.run_state import RunState
@@ -68,7 +75,9 @@ def build_batches(
         run.data, tokenizer, seed=run.training.seed, num_samples=wanted
     )
 
-    def read(dataset: object | None, samples: int | None, consumed: int) -> Iterator[Batch] | None:
+    def read(
+        dataset: GPTDataset | BlendedDataset | None, samples: int | None, consumed: int
+    ) -> Iterator[Batch] | None:
         if dataset is None or samples is None:
             return None
         loader = build_loader(

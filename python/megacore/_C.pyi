@@ -1,0 +1,7 @@
+from typing import Any
+
+# Its functions take and return numpy arrays; their Python wrappers in megacore.data are typed.
+data: Any
+
+def cpu_features() -> list[str]: ...
+def kernel_isa() -> str: ...
