@@ -6,6 +6,7 @@ import io
 import json
 import re
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -197,9 +198,28 @@ def wandb_records(content: bytes) -> Iterator[bytes]:
             parts = b""
 
 
-def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def wandb_history(files: list[Path]) -> tuple[set[str], dict[int, dict[str, object]]]:
+    """Ids of the runs, and step -> logged values, in the files of offline runs."""
     from wandb.proto import wandb_internal_pb2
 
+    history: dict[int, dict[str, object]] = {}
+    ids: set[str] = set()
+    for file in files:
+        for data in wandb_records(file.read_bytes()):
+            entry = wandb_internal_pb2.Record()
+            entry.ParseFromString(data)
+            if entry.run.run_id:
+                ids.add(entry.run.run_id)
+            values = {
+                item.key or "/".join(item.nested_key): json.loads(item.value_json)
+                for item in entry.history.item
+            }
+            if values:
+                history[int(values.get("_step", entry.history.step.num))] = values
+    return ids, history
+
+
+def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "WANDB_MODE": "offline",
         "WANDB_SILENT": "true",
@@ -217,20 +237,12 @@ def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     train(flags)
     files = sorted((save / "wandb" / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(files) == 2
-    history: dict[int, dict[str, object]] = {}
-    ids = set()
-    for file in files:
-        for data in wandb_records(file.read_bytes()):
-            entry = wandb_internal_pb2.Record()
-            entry.ParseFromString(data)
-            if entry.run.run_id:
-                ids.add(entry.run.run_id)
-            values = {
-                item.key or "/".join(item.nested_key): json.loads(item.value_json)
-                for item in entry.history.item
-            }
-            if values:
-                history[int(values.get("_step", entry.history.step.num))] = values
+    # W&B's own process may still be writing when the run has returned.
+    for _ in range(60):
+        ids, history = wandb_history(files)
+        if len(history) == 8:
+            break
+        time.sleep(0.5)
     # A resumed run goes on in the same W&B run.
     assert len(ids) == 1
     assert sorted(history) == list(range(1, 9))
