@@ -59,7 +59,8 @@ def test_install_in_a_clean_environment(
 ) -> None:
     # The dependencies (gigabytes of torch) are lent by this environment through a path file, which
     # names its packages but not this project's tree.
-    run(sys.executable, "-m", "venv", "env", cwd=tmp_path)
+    # Without pip, hence also without the old setuptools that some Pythons bundle with it.
+    run(sys.executable, "-m", "venv", "--without-pip", "env", cwd=tmp_path)
     python = tmp_path / "env" / "bin" / "python"
     site = Path(
         run(
@@ -69,7 +70,7 @@ def test_install_in_a_clean_environment(
     lent = Path(pytest.__file__).resolve().parent.parent
     (site / "lent.pth").write_text(f"{lent}\n")
     run(
-        python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index",
+        sys.executable, "-m", "pip", "--python", python, "install", "--no-build-isolation", "--no-deps", "--no-index",
         "--ignore-installed", packages[kind], cwd=tmp_path,
     )  # fmt: skip
     run(python, "-c", PROBE, cwd=tmp_path)
