@@ -70,8 +70,8 @@ def test_install_in_a_clean_environment(
     lent = Path(pytest.__file__).resolve().parent.parent
     (site / "lent.pth").write_text(f"{lent}\n")
     run(
-        sys.executable, "-m", "pip", "--python", python, "install", "--no-build-isolation", "--no-deps", "--no-index",
-        "--ignore-installed", packages[kind], cwd=tmp_path,
+        sys.executable, "-m", "pip", "--python", python, "install", "--no-build-isolation",
+        "--no-deps", "--no-index", "--ignore-installed", packages[kind], cwd=tmp_path,
     )  # fmt: skip
     run(python, "-c", PROBE, cwd=tmp_path)
     assert "megacore" in run(tmp_path / "env" / "bin" / "megacore", "--help", cwd=tmp_path)
