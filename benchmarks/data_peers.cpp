@@ -5,9 +5,12 @@
 extern "C" {
 
 /// Rows (position, offset) of every sample, by walking document after document.
-void direct_sample_index(const std::int32_t* lengths, const std::int32_t* documents,
-                         std::int64_t num_documents, std::int32_t sequence_length,
-                         std::int64_t num_samples, std::int64_t* out) {
+void direct_sample_index(const std::int32_t* lengths,
+                         const std::int32_t* documents,
+                         std::int64_t num_documents,
+                         std::int32_t sequence_length,
+                         std::int64_t num_samples,
+                         std::int64_t* out) {
     std::int64_t position = 0;
     std::int32_t offset = 0;
     out[0] = 0;
@@ -35,8 +38,12 @@ void direct_sample_index(const std::int32_t* lengths, const std::int32_t* docume
 }
 
 /// The dataset with the largest error at every place of a blend.
-void direct_blend(const double* weights, std::int32_t num_datasets, std::int64_t size,
-                  std::int64_t* counts, std::int16_t* dataset, std::int64_t* sample) {
+void direct_blend(const double* weights,
+                  std::int32_t num_datasets,
+                  std::int64_t size,
+                  std::int64_t* counts,
+                  std::int16_t* dataset,
+                  std::int64_t* sample) {
     std::fill(counts, counts + num_datasets, 0);
     for (std::int64_t i = 0; i < size; ++i) {
         const double place = std::max(static_cast<double>(i), 1.0);
