@@ -31,6 +31,7 @@ class Chunk:
         consumed: Bytes of input files read up to and including this chunk.
         data: Raw lines.
         rows: One tuple of values for the wanted keys per record.
+        unit: What records are counted in, "line" or "row".
     """
 
     kind: str
@@ -41,6 +42,7 @@ class Chunk:
     consumed: int
     data: bytes = b""
     rows: list[tuple[object, ...]] = field(default_factory=list)
+    unit: str = "line"
 
 
 def find_inputs(patterns: Sequence[str], partitions: int = 1) -> list[str]:
@@ -202,6 +204,7 @@ class ChunkReader:
                         int(batch.nbytes),
                         consumed,
                         rows=rows,
+                        unit="row",
                     )
                     self._ordinal += len(rows)
             except (pyarrow.ArrowException, OSError) as error:

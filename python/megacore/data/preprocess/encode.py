@@ -43,6 +43,7 @@ class Result:
 
     Attributes:
         path: The file it is from.
+        unit: What its records are counted in, "line" or "row".
         documents: Number of documents.
         text_bytes: Size of their text.
         consumed: Bytes of input files read up to its end.
@@ -51,6 +52,7 @@ class Result:
     """
 
     path: str
+    unit: str
     documents: int
     text_bytes: int
     consumed: int
@@ -109,6 +111,7 @@ class Encoder:
             ]
         return Result(
             chunk.path,
+            chunk.unit,
             len(records),
             chunk.text_bytes,
             chunk.consumed,

@@ -94,7 +94,9 @@ class WorkerPool(Generic[Item, Output]):
                 yield done.pop(given)
                 given += 1
             if not busy:
-                return
+                if upcoming is nothing:
+                    return
+                continue  # the window was full; what was just given has opened it
             ready = wait(list(busy))
             connection = next(one for one in busy if one in ready)
             done[busy.pop(connection)] = self._receive(connection)

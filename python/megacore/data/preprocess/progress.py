@@ -50,11 +50,11 @@ class Progress:
             left = _clock(elapsed * (1 - done) / done) if done > 0 else "?"
             self.note(f"{self._line(elapsed)} {100 * done:.0f} %, ETA {left}")
 
-    def report_broken(self, path: str, number: int, reason: str) -> None:
-        """Shows a record that is left out."""
+    def report_broken(self, what: str) -> None:
+        """Shows a record that is left out: its file, line and fault."""
         self.broken += 1
         if self.broken <= _SHOWN_BROKEN:
-            self.note(f"skipped {path}: line {number}: {reason}")
+            self.note(f"skipped {what}")
         elif self.broken == _SHOWN_BROKEN + 1:
             self.note("more records are skipped; only their number is shown")
 

@@ -123,9 +123,9 @@ def _record(
     texts: list[list[str]] = []
     for key, value in zip(keys, values, strict=False):
         parts: list[Any] = value if isinstance(value, list) else [value]
-        wrong = next((part for part in parts if not isinstance(part, str)), None)
-        if wrong is not None or (not isinstance(value, str) and not isinstance(value, list)):
-            found = "null" if wrong is None else type(wrong).__name__
+        wrong = [part for part in parts if not isinstance(part, str)]
+        if wrong:
+            found = "null" if wrong[0] is None else type(wrong[0]).__name__
             return BrokenRecordError(
                 chunk.first + i, f"key {key!r}: expected a string, found {found}"
             )

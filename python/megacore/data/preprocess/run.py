@@ -75,10 +75,10 @@ def preprocess(
             for number, reason in result.broken:
                 if config.on_error == "stop":
                     raise DataError(
-                        f"{result.path}: line {number}: {reason} "
+                        f"{result.path}: {result.unit} {number}: {reason} "
                         "(--on-error skip leaves such records out)"
                     )
-                progress.report_broken(result.path, number, reason)
+                progress.report_broken(f"{result.path}: {result.unit} {number}: {reason}")
             outputs.add(result)
             progress.add(result.documents, result.text_bytes, result.consumed)
         if not progress.documents:

@@ -35,6 +35,6 @@ def read_texts(
     for chunk in reader:
         for record in read_records(chunk, tuple(keys)):
             if isinstance(record, BrokenRecordError):
-                raise DataError(f"{chunk.path}: {record}")
+                raise DataError(f"{chunk.path}: {chunk.unit} {record.number}: {record.reason}")
             for value in record.values:
                 yield from value
