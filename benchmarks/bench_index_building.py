@@ -3,9 +3,9 @@
     python benchmarks/bench_index_building.py [--documents 100000000] [--length 2048] [--repeats 3]
 
 Both sides build the same indices of one epoch, in turns, in one process that is pinned to one
-core; results are compared.
-Times on one core are processor seconds. Documents have 1 to 1,199 tokens, 600 on average. Memory is the growth
-of the peak resident size of a fresh process that builds once.
+core; results are compared. Times on one core are processor seconds. Documents have 1 to 1,199
+tokens, 600 on average. Memory is the growth of the peak resident size of a fresh process that
+builds once.
 """
 
 from __future__ import annotations

@@ -186,6 +186,25 @@ void bind_blending(py::module_& data) {
         py::arg("size"),
         "(dataset_index int16, dataset_sample_index int64)");
     data.def(
+        "fill_blend",
+        [](const CArray<double>& weights,
+           CArray<std::int16_t> datasets,
+           CArray<std::int64_t> samples) {
+            if (datasets.size() != samples.size()) {
+                throw py::value_error("expected two outputs of one size");
+            }
+            const std::span<const double> w(weights.data(),
+                                            static_cast<std::size_t>(weights.size()));
+            const auto out_datasets = mutable_span(datasets);
+            const auto out_samples = mutable_span(samples);
+            py::gil_scoped_release release;
+            md::build_blend(w, out_datasets, out_samples);
+        },
+        py::arg("weights"),
+        py::arg("dataset_index").noconvert(),
+        py::arg("dataset_sample_index").noconvert(),
+        "build_blend into existing arrays.");
+    data.def(
         "build_exhaustive_blend",
         [](const CArray<std::int64_t>& sizes) {
             const std::span<const std::int64_t> s(sizes.data(),

@@ -96,7 +96,7 @@ __attribute__((target("avx512f,avx512bw"), noinline)) std::int64_t run_window(
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) error[v] = _mm512_load_si512(errors + kLanes * v);
     const __m512i unit = _mm512_set1_epi32(kUnit);
-    const __m512i slack = _mm512_set1_epi32(tolerance(begin + size));
+    const __m128i slack = _mm_set1_epi32(tolerance(begin + size));
     std::int64_t ambiguous = 0;
     for (std::int64_t i = 0; i < size; ++i) {
         __m512i top[V];
@@ -107,12 +107,13 @@ __attribute__((target("avx512f,avx512bw"), noinline)) std::int64_t run_window(
 #pragma GCC unroll 8
             for (int v = 0; v + s < V; v += 2 * s) top[v] = _mm512_max_epi32(top[v], top[v + s]);
         }
-        __m512i high = top[0];
-        high = _mm512_max_epi32(high, _mm512_shuffle_i64x2(high, high, 0x4e));
-        high = _mm512_max_epi32(high, _mm512_shuffle_i64x2(high, high, 0xb1));
-        high = _mm512_max_epi32(high, _mm512_shuffle_epi32(high, _MM_PERM_BADC));
-        high = _mm512_max_epi32(high, _mm512_shuffle_epi32(high, _MM_PERM_CDAB));
-        const __m512i bound = _mm512_sub_epi32(high, slack);
+        const __m256i half =
+            _mm256_max_epi32(_mm512_castsi512_si256(top[0]), _mm512_extracti64x4_epi64(top[0], 1));
+        __m128i quarter =
+            _mm_max_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+        quarter = _mm_max_epi32(quarter, _mm_shuffle_epi32(quarter, 0x4e));
+        quarter = _mm_max_epi32(quarter, _mm_shuffle_epi32(quarter, 0xb1));
+        const __m512i bound = _mm512_broadcastd_epi32(_mm_sub_epi32(quarter, slack));
 
         // The chosen dataset's error falls by one as soon as the comparison is known; its number
         // is worked out beside that.
@@ -127,10 +128,12 @@ __attribute__((target("avx512f,avx512bw"), noinline)) std::int64_t run_window(
         }
         const std::uint64_t low = (part[0] | part[1]) | (part[2] | part[3]);
         const std::uint64_t upper = (part[4] | part[5]) | (part[6] | part[7]);
-        auto chosen = static_cast<std::size_t>(low != 0 ? std::countr_zero(low)
-                                                        : 64 + std::countr_zero(upper));
-        const bool several =
-            low != 0 ? ((low & (low - 1)) | upper) != 0 : (upper & (upper - 1)) != 0;
+        // Which word holds the choice is as good as random: no branch on it.
+        const std::uint64_t only_upper = std::uint64_t{0} - static_cast<std::uint64_t>(low == 0);
+        const std::uint64_t word = low | (upper & only_upper);
+        auto chosen = static_cast<std::size_t>(std::countr_zero(word)) +
+                      static_cast<std::size_t>(only_upper & 64);
+        const bool several = ((word & (word - 1)) | (upper & ~only_upper)) != 0;
         if (several) [[unlikely]] {
             chosen = exact_choice(state, static_cast<double>(begin + i), low, upper);
 #pragma GCC unroll 8
