@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from megacore.config.faults import required
@@ -178,7 +178,7 @@ def show(argv: Sequence[str]) -> int:
     files: OptionalTokenizerConfig = parsed.configs[OptionalTokenizerConfig]
     tokenizer = None
     if files.given:
-        values = {name: getattr(files, name) for name in files.__dataclass_fields__}
+        values = {field.name: getattr(files, field.name) for field in fields(files)}
         tokenizer = build_tokenizer(TokenizerConfig(**values))
     for prefix in config.prefix or ():
         lines = show_sequences(

@@ -63,8 +63,9 @@ def _load(language: str) -> tuple[str, Spans]:
             f"--lang {language}: there is no sentence model of this name "
             f"(there are: {', '.join(languages)})"
         )
-    spans: Spans = punkt.tokenizer_for(language).span_tokenize
-    return "punkt", spans
+    from megacore.data.preprocess.punkt_boundaries import NltkLikePunkt
+
+    return "punkt", NltkLikePunkt(language).span_tokenize
 
 
 def _from_nltk(language: str) -> Spans | None:
