@@ -14,8 +14,9 @@ namespace {
 
 using Int128 = __int128;
 
-// Documents whose lengths are fetched ahead of the walk over the shuffled document index.
-constexpr std::int64_t kAhead = 32;
+// Documents whose lengths are fetched ahead of the walk over the shuffled document index, into the
+// second-level cache: that one can have many more misses under way than the first.
+constexpr std::int64_t kAhead = 128;
 
 std::int64_t to_int64(Int128 value, const GptRequest& request, const char* what) {
     if (value > INT64_MAX) {
@@ -81,7 +82,7 @@ void build_sample_index(const GptPlan& plan,
     std::int64_t start = 0;    // token number at which the document starts
     std::int64_t next = step;  // token number of the row to emit
     for (std::int64_t p = 0; p < count && row < end_row; ++p) {
-        __builtin_prefetch(lengths.address(documents[std::min(p + kAhead, count - 1)]));
+        __builtin_prefetch(lengths.address(documents[std::min(p + kAhead, count - 1)]), 0, 2);
         const std::int64_t end = start + lengths[documents[p]];
         // Most documents are shorter than a sample. Whether one holds a row is a coin toss, so the
         // row is written in any case and kept without a branch.

@@ -16,8 +16,9 @@ constexpr std::uint32_t kUpper = 0x80000000;
 
 // Draws are made this many at a time: they stay in the first-level cache until they are used.
 constexpr std::size_t kChunk = 4096;
-// Swaps whose memory is fetched ahead; more than the memory system can have in flight.
-constexpr std::size_t kAhead = 32;
+// Swaps whose memory is fetched ahead, into the second-level cache: that one can have many more
+// misses under way than the first.
+constexpr std::size_t kAhead = 128;
 
 inline std::uint32_t twist(std::uint32_t upper, std::uint32_t lower, std::uint32_t shifted) {
     const std::uint32_t word = (upper & kUpper) | (lower & ~kUpper);
@@ -123,11 +124,11 @@ void RandomState::shuffle(std::span<T> values) {
             static_cast<std::size_t>(std::min<std::uint64_t>(kChunk, i - lowest + 1));
         draw_targets(i, mask, {targets, count});
         for (std::size_t k = 0; k < std::min(kAhead, count); ++k) {
-            __builtin_prefetch(data + targets[k], 1);
+            __builtin_prefetch(data + targets[k], 0, 2);
         }
         const std::size_t with_prefetch = count > kAhead ? count - kAhead : 0;
         for (std::size_t k = 0; k < with_prefetch; ++k) {
-            __builtin_prefetch(data + targets[k + kAhead], 1);
+            __builtin_prefetch(data + targets[k + kAhead], 0, 2);
             std::swap(data[i - k], data[targets[k]]);
         }
         for (std::size_t k = with_prefetch; k < count; ++k) {
