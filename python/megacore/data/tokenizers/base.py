@@ -93,12 +93,7 @@ class Tokenizer(ABC):
         Returns:
             ids [sum of lengths] int64 and lengths [len(texts)] int64.
         """
-        batch = self.tokenize_batch(texts)
-        lengths = np.fromiter(map(len, batch), dtype=np.int64, count=len(batch))
-        ids = np.fromiter(
-            chain.from_iterable(batch), dtype=np.int64, count=int(lengths.sum(dtype=np.int64))
-        )
-        return ids, lengths
+        return flatten(self.tokenize_batch(texts))
 
     @abstractmethod
     def detokenize(self, ids: Sequence[int]) -> str:
@@ -121,6 +116,13 @@ class Tokenizer(ABC):
         source = next((path for path in self._paths if path), None)
         where = f" ({source})" if source else ""
         return DataError(f"{self.class_name.strip('_')}{where} has no {what}")
+
+
+def flatten(batch: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Lists of ids as one array [sum of lengths] int64, and their lengths [len(batch)] int64."""
+    lengths = np.fromiter(map(len, batch), dtype=np.int64, count=len(batch))
+    total = int(lengths.sum(dtype=np.int64))
+    return np.fromiter(chain.from_iterable(batch), dtype=np.int64, count=total), lengths
 
 
 def padded_vocab_size(

@@ -6,9 +6,12 @@ faster than both, young, and optional, so it has to prove itself on a sample fir
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
 
+import numpy as np
+
+from megacore.data.tokenizers.base import flatten
 from megacore.data.tokenizers.byte_level import BYTE_OF_CHAR, END_OF_TEXT, ByteLevelFiles
 from megacore.data.tokenizers.merge_order import NUM_BYTES, first_ambiguous_merge
 from megacore.errors import DataError
@@ -33,16 +36,21 @@ _PROBES = (
 )
 
 
-class BPEEngine(Protocol):
+class BPEEngine(ABC):
     """Something that encodes texts with one fixed vocabulary."""
 
     name: str
 
+    @abstractmethod
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of every text; text that looks like a special token is ordinary text."""
 
+    def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of all texts one after the other, int64, and their number in each, int64."""
+        return flatten(self.encode(texts))
 
-class TiktokenEngine:
+
+class TiktokenEngine(BPEEngine):
     """tiktoken over ranks in merge order; ids are looked up afterwards.
 
     Raises:
@@ -84,14 +92,21 @@ class TiktokenEngine:
         for token, rank in rank_of.items():
             ids[rank] = files.vocab.get(token, -1)
         self._id_of_rank = ids
+        self._id_table = np.array(ids, dtype=np.int64)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of every text."""
         encode, id_of = self._encoding.encode_ordinary, self._id_of_rank.__getitem__
         return [list(map(id_of, encode(text))) for text in texts]
 
+    def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of all texts one after the other."""
+        encode = self._encoding.encode_ordinary
+        ranks, lengths = flatten([encode(text) for text in texts])
+        return self._id_table[ranks], lengths
 
-class TokenizersEngine:
+
+class TokenizersEngine(BPEEngine):
     """The `tokenizers` library, which runs the merges as they are written."""
 
     name = "tokenizers"
@@ -112,7 +127,7 @@ class TokenizersEngine:
         return [encode(text, add_special_tokens=False).ids for text in texts]
 
 
-class GigatokenEngine:
+class GigatokenEngine(BPEEngine):
     """gigatoken, used only when it agrees with `tokenizers` on a sample of awkward text.
 
     Raises:

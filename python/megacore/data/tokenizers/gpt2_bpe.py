@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import numpy as np
+
 from megacore.data.tokenizers.base import Tokenizer
 from megacore.data.tokenizers.bpe_engines import build_engine, special_tokens
 from megacore.data.tokenizers.byte_level import (
@@ -73,15 +75,24 @@ class GPT2BPETokenizer(Tokenizer):
         Raises:
             DataError: A text needs a byte that the vocabulary does not have.
         """
-        if self._unknown_byte is not None:
-            for text in texts:
-                found = self._unknown_byte.search(text.encode("utf-8", "surrogatepass"))
-                if found:
-                    raise DataError(
-                        f"{self._paths[0]}: the vocabulary has no token for byte "
-                        f"0x{found[0][0]:02x}, which a text contains; train it with all 256 bytes"
-                    )
+        self._check_bytes(texts)
         return self._engine.encode(texts)
+
+    def tokenize_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of several texts, one after the other; raises as `tokenize_batch`."""
+        self._check_bytes(texts)
+        return self._engine.encode_flat(texts)
+
+    def _check_bytes(self, texts: Sequence[str]) -> None:
+        if self._unknown_byte is None:
+            return
+        for text in texts:
+            found = self._unknown_byte.search(text.encode("utf-8", "surrogatepass"))
+            if found:
+                raise DataError(
+                    f"{self._paths[0]}: the vocabulary has no token for byte "
+                    f"0x{found[0][0]:02x}, which a text contains; train it with all 256 bytes"
+                )
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """The text of some ids; bytes that are not UTF-8 become U+FFFD.
