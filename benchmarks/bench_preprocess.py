@@ -3,7 +3,7 @@
     python benchmarks/bench_preprocess.py [--text FILE] [--megabytes 40] [--repeats 3]
         [--backend auto|gigatoken] [--workers N]
 
-Both sides are whole processes, start-up and writing included, on the same JSON lines file, in turns.
+Both sides are whole processes, start-up and writing included, on the same JSON lines, in turns.
 The peer is what a user writes first: one process per core, each with every n-th line, `json.loads`,
 one `encode` per document, ids to a file. The ids of both sides are compared.
 

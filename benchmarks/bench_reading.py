@@ -141,7 +141,7 @@ def run(folder: Path, length: int, tokens: int, repeats: int) -> None:
             ),
         }
         for i in (0, count // 2, count - 1):
-            assert torch.equal(plain[i]["tokens"], torch.from_numpy(train[i].tokens))  # noqa: E501
+            assert torch.equal(plain[i]["tokens"], torch.from_numpy(train[i].tokens))
             assert torch.equal(plain[i]["labels"], torch.from_numpy(train[i].labels))
         print(f"batches of {size}:")
         for name, value in rates.items():

@@ -102,7 +102,7 @@ def test_merge_is_the_concatenation(tmp_path):
 def test_merge_refuses_another_type(tmp_path):
     write(tmp_path / "a", [[1]], dtype=np.int32)
     writer = IndexedDatasetWriter(str(tmp_path / "m"), np.uint16)
-    with pytest.raises(DataError, match="expected items of type uint16 .* found int32"):
+    with pytest.raises(DataError, match=r"expected items of type uint16 .* found int32"):
         writer.append(str(tmp_path / "a"))
 
 
@@ -151,9 +151,14 @@ def test_wrong_use_of_the_writer(tmp_path, action, message):
 
 def test_an_exception_leaves_nothing_behind(tmp_path):
     write(tmp_path / "a", [[1]])
-    with pytest.raises(KeyError), IndexedDatasetWriter(str(tmp_path / "a"), np.uint16) as writer:
-        writer.add_document([5, 6])
-        raise KeyError
+
+    def fail_halfway():
+        with IndexedDatasetWriter(str(tmp_path / "a"), np.uint16) as writer:
+            writer.add_document([5, 6])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_halfway()
     assert sorted(os.listdir(tmp_path)) == ["a.bin", "a.idx"]
     assert IndexedDataset(str(tmp_path / "a"))[0].tolist() == [1]
 

@@ -75,7 +75,7 @@ def test_merge_refuses(tmp_path):
     with pytest.raises(DataError, match="cannot list"):
         merge(MergeConfig(input=str(folder), output_prefix=out))
     folder.mkdir()
-    with pytest.raises(DataError, match="there is no .bin/.idx pair"):
+    with pytest.raises(DataError, match=r"there is no \.bin/\.idx pair"):
         merge(MergeConfig(input=str(folder), output_prefix=out))
     write(folder / "a", A)
     write(folder / "b", B, "int32")

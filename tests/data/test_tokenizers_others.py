@@ -89,7 +89,9 @@ def test_bert_special_ids(bert_vocab):
     assert (tokenizer.cls, tokenizer.sep, tokenizer.pad, tokenizer.mask) == (2, 3, 0, 4)
     assert (tokenizer.bos, tokenizer.eos) == (n, n + 1)
     assert tokenizer.extra_ids == [n + 2, n + 3, n + 4]
-    with pytest.raises(DataError, match="no an end-of-document|no end-of-document|end-of-document"):
+    with pytest.raises(
+        DataError, match=r"no an end-of-document|no end-of-document|end-of-document"
+    ):
         _ = tokenizer.eod
     assert tokenizer.detokenize([2, 10, 11, 12, 0, n + 2]) == "unwanted <extra_id_0>"
     assert tokenizer.identity() == {
@@ -205,7 +207,7 @@ def test_a_model_that_is_none_is_named(tmp_path):
     wrong = tmp_path / "wrong.model"
     for content in (b'{"a": 0}', bytes(range(256)) * 9, b""):
         wrong.write_bytes(content)
-        with pytest.raises(DataError, match="wrong.model"):
+        with pytest.raises(DataError, match=r"wrong\.model"):
             build("Llama2Tokenizer", tokenizer_model=str(wrong))
 
 
