@@ -23,7 +23,7 @@ def train(tmp_path):
 def load(dataset, *, micro=4, consumed=0, vocab=100, rank=0, ranks=1, **data):
     return build_loader(
         dataset, data=config(mock_data=True, **data), micro_batch_size=micro,
-        consumed_samples=consumed, seed=1, data_parallel_rank=rank, data_parallel_size=ranks,
+        consumed_samples=consumed, data_parallel_rank=rank, data_parallel_size=ranks,
         vocab_size=vocab,
     )  # fmt: skip
 
@@ -52,6 +52,17 @@ def test_threads_change_nothing(train, workers, kind):
     for expected, found in zip(plain, threaded, strict=True):
         assert torch.equal(expected.tokens, found.tokens)
         assert torch.equal(expected.labels, found.labels)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["single", "cyclic"])
+def test_reading_leaves_the_global_random_states_alone(train, workers, kind):
+    # A resumed run starts its threads at another iteration; a draw then would change dropout.
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()
+    assert len(list(islice(load(train, dataloader_type=kind, num_workers=workers), 20))) == 20
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state[1])
+    assert np.random.get_state()[2:] == numpy_state[2:]
 
 
 @pytest.mark.parametrize("kind", ["single", "cyclic"])

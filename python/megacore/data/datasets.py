@@ -81,14 +81,15 @@ def build_datasets(
         DataError: A file is damaged, a split has no data, or indices cannot be written.
     """
     rules = _rules(data, tokenizer)
-    recipe = _Recipe(data, tokenizer, rules, seed, data.split, None, may_build)
+    split = _MOCK_SPLIT if data.mock_data else data.split
+    matrix = None if data.per_split_paths else split_matrix(split or "")
+    recipe = _Recipe(data, tokenizer, rules, seed, split, matrix, may_build)
     if data.mock_data:
-        return _mock_datasets(replace(recipe, split=_MOCK_SPLIT), num_samples)
+        mock = mock_documents(rules.eod)
+        return _split_datasets(Blend((mock.name,), None), [mock], recipe, num_samples)
     if data.data_path:
         blend = parse_blend(data.data_path, flag="--data-path")
-        assert data.split is not None
-        recipe = replace(recipe, matrix=split_matrix(data.split))
-        return _split_datasets(blend, recipe, num_samples)
+        return _split_datasets(blend, _open(blend.prefixes, data), recipe, num_samples)
     paths = (data.train_data_path, data.valid_data_path, data.test_data_path)
     built = [
         _own_dataset(split, words, recipe, wanted)
@@ -108,19 +109,13 @@ def _rules(data: DataConfig, tokenizer: Tokenizer) -> Rules:
     )
 
 
-def _mock_datasets(recipe: _Recipe, num_samples: Sequence[int | None]) -> Datasets:
-    recipe = replace(recipe, matrix=split_matrix(_MOCK_SPLIT))
-    documents = mock_documents(recipe.rules.eod)
-    built = [
-        None if wanted is None else _member(documents, split, recipe, wanted)
-        for split, wanted in zip(SPLITS, num_samples, strict=True)
-    ]
-    return Datasets(*built)
-
-
-def _split_datasets(blend: Blend, recipe: _Recipe, num_samples: Sequence[int | None]) -> Datasets:
-    """Datasets of every split out of the same files."""
-    documents = _open(blend.prefixes, recipe.data)
+def _split_datasets(
+    blend: Blend,
+    documents: Sequence[Documents],
+    recipe: _Recipe,
+    num_samples: Sequence[int | None],
+) -> Datasets:
+    """Datasets of every split out of the same documents."""
     assert recipe.matrix is not None
     built: list[Dataset | None] = []
     for split, bounds, wanted in zip(SPLITS, recipe.matrix, num_samples, strict=True):

@@ -91,7 +91,6 @@ class GPTDataset:
         seed: Of both shuffles.
         rules: What is derived from the tokens.
         cache: Folder of index files; None to keep them in memory.
-
         may_build: False: only load index files that another process has written.
 
     Raises:

@@ -51,13 +51,13 @@ def build_loader(
     micro_batch_size: int,
     consumed_samples: int,
     vocab_size: int,
-    seed: int | None = None,
     data_parallel_rank: int = 0,
     data_parallel_size: int = 1,
 ) -> Iterator[Batch]:
     """Micro-batches of one data-parallel rank, from where the run stands.
 
-    The order does not depend on the number of threads, nor on where a run was interrupted.
+    The order does not depend on the number of threads, nor on where a run was interrupted: a cyclic
+    pass seeds every epoch with its number. No global random state is touched.
 
     Args:
         dataset: Samples.
@@ -65,14 +65,12 @@ def build_loader(
         micro_batch_size: b.
         consumed_samples: Samples that all ranks have used before.
         vocab_size: Every token id must be smaller.
-        seed: Not used: a cyclic pass seeds every epoch with its number.
         data_parallel_rank: This rank.
         data_parallel_size: Number of ranks.
 
     Raises:
         DataError: On the first micro-batch or later: an id beyond the vocabulary, a damaged file.
     """
-    del seed
     sharding = Sharding(
         micro_batch_size=micro_batch_size, rank=data_parallel_rank, size=data_parallel_size
     )

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
 from megacore.data import (
     Batch,
     BlendedDataset,
@@ -18,7 +16,6 @@ from megacore.data import (
 from megacore.data.tokenizers import Tokenizer
 from megacore.training.run_config import RunConfig
 from megacore.training.run_state import RunState
-from megacore.training.seeding import torch_rng_preserved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,33 +77,16 @@ def build_batches(
     ) -> Iterator[Batch] | None:
         if dataset is None or samples is None:
             return None
-        loader = build_loader(
+        return build_loader(
             dataset,
             data=run.data,
             micro_batch_size=int(run.batch.micro_batch_size or 1),
             consumed_samples=consumed,
-            seed=run.training.seed,
             vocab_size=vocab_rows,
         )
-        return _without_random_effects(iter(loader))
 
     return Batches(
         train=read(datasets.train, wanted[0], state.consumed_train_samples),
         valid=read(datasets.valid, wanted[1], state.consumed_valid_samples),
         test=read(datasets.test, wanted[2], 0),
     )
-
-
-def _without_random_effects(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same micro-batches, whose making does not move PyTorch's random state.
-
-    A DataLoader draws a number when its workers start, which happens at another iteration in a
-    resumed run.
-    """
-    while True:
-        with torch_rng_preserved(torch.device("cpu")):
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-        yield batch
