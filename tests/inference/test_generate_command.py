@@ -78,6 +78,17 @@ def test_jsonl_and_prompt_file(checkpoint, capsys, tmp_path):
         assert max(record["log_probs"]) <= 0.0
 
 
+def test_only_newlines_end_a_prompt(checkpoint, capsys, tmp_path):
+    file = tmp_path / "prompts.txt"
+    # Both are white space to the tokenizer and line ends to str.splitlines.
+    file.write_text("5\u20286\x0c7\n8\n", encoding="utf-8")
+    words = ["--load", checkpoint, "--prompt-file", str(file), "--jsonl"]
+    code, out, _ = _run(capsys, *words, "--tokens-to-generate", "1")
+    assert code == 0
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [r["prompt_tokens"] for r in records] == [[5, 6, 7], [8]]
+
+
 def test_step_and_seed(checkpoint, capsys):
     words = ["--load", checkpoint, "--prompt", "1 2", "--tokens-to-generate", "12"]
     newest = _run(capsys, *words)[1]

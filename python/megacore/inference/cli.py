@@ -49,15 +49,20 @@ def main(argv: list[str]) -> int:
 def _prompts(config: GenerateConfig) -> list[str]:
     prompts = list(config.prompt)
     if config.prompt_file == "-":
-        prompts += sys.stdin.read().splitlines()
+        prompts += _lines(sys.stdin.read())
     elif config.prompt_file is not None:
         try:
-            prompts += Path(config.prompt_file).read_text(encoding="utf-8").splitlines()
+            prompts += _lines(Path(config.prompt_file).read_text(encoding="utf-8"))
         except OSError as error:
             raise DataError(f"{config.prompt_file}: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise DataError(f"{config.prompt_file}: not UTF-8: {error}") from error
     return prompts
+
+
+def _lines(text: str) -> list[str]:
+    # Only newlines end a prompt: str.splitlines would also cut at U+2028, form feeds and others.
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def _generate(config: GenerateConfig, directory: str, prompts: Sequence[str], out: TextIO) -> None:
