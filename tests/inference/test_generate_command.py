@@ -85,7 +85,7 @@ def test_only_newlines_end_a_prompt(checkpoint, capsys, tmp_path):
     words = ["--load", checkpoint, "--prompt-file", str(file), "--jsonl"]
     code, out, _ = _run(capsys, *words, "--tokens-to-generate", "1")
     assert code == 0
-    records = [json.loads(line) for line in out.splitlines()]
+    records = [json.loads(line) for line in out.removesuffix("\n").split("\n")]
     assert [r["prompt_tokens"] for r in records] == [[5, 6, 7], [8]]
 
 
