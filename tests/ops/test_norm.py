@@ -12,7 +12,8 @@ from megacore.ops import library
 from megacore.ops.norm import layer_norm, layer_norm_reference, rms_norm, rms_norm_reference
 
 EPS = 1e-5
-SHAPES = [(1, 1), (3, 7), (2, 5, 64), (1, 257), (13, 384), (4, 1000)]
+# The last two have many rows: their weight gradients are long sums, which may lose more than a row.
+SHAPES = [(1, 1), (3, 7), (2, 5, 64), (1, 257), (13, 384), (4, 1000), (301, 129), (700, 48)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -33,7 +34,7 @@ def run(function, tensors, dy):
 
 
 def check(function, torch_function, shape, dtype, *, with_bias):
-    """At most twice PyTorch's own error in this dtype, plus half a unit in the last place."""
+    """At most twice PyTorch's own error in this dtype, plus one rounding of the largest value."""
     x, weight, bias, dy = inputs(shape, dtype)
     tensors = [x, weight, bias] if with_bias else [x, weight]
     exact = run(torch_function, [t.double() for t in tensors], dy.double())
