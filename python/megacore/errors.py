@@ -30,6 +30,51 @@ class CheckpointError(MegacoreError):
     """A checkpoint is missing, damaged or does not fit; the message names file or tensor."""
 
 
+class CommunicationError(MegacoreError):
+    """An operation between processes failed, timed out or did not match on all of them.
+
+    Attributes:
+        rank: Rank of this process in the whole run.
+        operation: Name of the operation, such as "all_reduce".
+        group: Name of the group, such as "tp".
+        ranks: Ranks of the group's members.
+        shape: Shape of the tensor, or None where there is none.
+        dtype: Name of its dtype, or None.
+        step: Training step, or None before the first one.
+        cause: What went wrong, in words.
+    """
+
+    def __init__(
+        self,
+        *,
+        rank: int,
+        operation: str,
+        group: str,
+        ranks: Sequence[int],
+        shape: Sequence[int] | None,
+        dtype: str | None,
+        step: int | None,
+        cause: str,
+    ) -> None:
+        self.rank = rank
+        self.operation = operation
+        self.group = group
+        self.ranks = tuple(ranks)
+        self.shape = None if shape is None else tuple(shape)
+        self.dtype = dtype
+        self.step = step
+        self.cause = cause
+        members = ", ".join(map(str, self.ranks[:16]))
+        if len(self.ranks) > 16:
+            members += f", ... ({len(self.ranks)} ranks)"
+        tensor = "" if shape is None else f" of a tensor {list(shape)} {dtype}"
+        when = "before the first step" if step is None else f"in step {step}"
+        super().__init__(
+            f"rank {rank}: {operation}{tensor} in group {group} (ranks {members}) failed {when}: "
+            f"{cause}"
+        )
+
+
 class Information(MegacoreError):
     """Not a failure but an answer, to `--help` or `--print-config`: printed, with exit code 0."""
 
