@@ -70,7 +70,7 @@ def test_bitwise_equal_with_packed_documents(choice):
 def test_layers_really_run_again():
     calls = []
     model = build(recompute=RecomputeConfig(**CHOICES["block-2"]))
-    for index, layer in enumerate(model.decoder.layers):
+    for index, layer in enumerate(model.decoder.layers.values()):
         layer.register_forward_pre_hook(lambda *_, index=index: calls.append(index))
     tokens, labels = batch()
     model(tokens, labels=labels).mean().backward()

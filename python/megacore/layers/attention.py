@@ -34,6 +34,29 @@ class AttentionContext:
     cache_positions: Tensor | None = None
 
 
+class CoreAttention(nn.Module):
+    """Attention of the tokens of a batch among themselves; no parameters.
+
+    Args:
+        spec: Shape and numerics.
+        layer_scale: Scores are computed this many times smaller and multiplied back.
+    """
+
+    def __init__(self, spec: TransformerSpec, *, layer_scale: int) -> None:
+        super().__init__()
+        self.dropout = spec.attention_dropout
+        self.layer_scale = layer_scale
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
+        """Attend with q [B, S, G, R, D], k and v [B, S, G, D]; returns [B, S, G * R * D]."""
+        dropout = self.dropout if self.training else 0.0
+        if context.document_lengths is None:
+            return causal_attention(q, k, v, dropout=dropout, layer_scale=self.layer_scale)
+        return packed_attention(
+            q, k, v, context.document_lengths, dropout=dropout, layer_scale=self.layer_scale
+        )
+
+
 class SelfAttention(nn.Module):
     """Norm, fused query/key/value projection, core attention, output projection.
 
@@ -62,6 +85,7 @@ class SelfAttention(nn.Module):
         self.layer_idx = layer_idx
         self.recompute_core = recompute_core
         self.layer_scale = layer_idx + 1 if spec.scale_by_layer else 1
+        self.core_attention = CoreAttention(spec, layer_scale=self.layer_scale)
         qkv_size = (spec.num_heads + 2 * spec.num_groups) * spec.head_dim
         self.linear_qkv = NormLinear(
             spec.hidden_size,
@@ -95,9 +119,9 @@ class SelfAttention(nn.Module):
         if context.cache is not None:
             out = self._attend_cached(q, k, v, context)
         elif self.recompute_core and self.training and torch.is_grad_enabled():
-            out = checkpoint(self._attend, q, k, v, context, use_reentrant=False)
+            out = checkpoint(self.core_attention, q, k, v, context, use_reentrant=False)
         else:
-            out = self._attend(q, k, v, context)
+            out = self.core_attention(q, k, v, context)
         projected: Tensor = self.linear_proj(out)
         return projected
 
@@ -105,21 +129,15 @@ class SelfAttention(nn.Module):
         """q [B, S, G, R, D], k and v [B, S, G, D] as views of one product."""
         spec = self.spec
         ratio = spec.num_heads // spec.num_groups
-        batch, length = x.shape[:2]
-        qkv = self.linear_qkv(x).view(batch, length, spec.num_groups, ratio + 2, spec.head_dim)
+        # The projection decides how many groups there are and, where it gathers the sequence, how
+        # many tokens: a parallel run gives each process some of the heads.
+        qkv = self.linear_qkv(x)
+        qkv = qkv.view(*qkv.shape[:2], -1, ratio + 2, spec.head_dim)
         if ratio == 1:
             q, k, v = qkv.unbind(3)
             return q[:, :, :, None], k, v
         q, k, v = qkv.split((ratio, 1, 1), dim=3)
         return q, k[:, :, :, 0], v[:, :, :, 0]
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
-        dropout = self.spec.attention_dropout if self.training else 0.0
-        if context.document_lengths is None:
-            return causal_attention(q, k, v, dropout=dropout, layer_scale=self.layer_scale)
-        return packed_attention(
-            q, k, v, context.document_lengths, dropout=dropout, layer_scale=self.layer_scale
-        )
 
     def _attend_cached(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
         cache = context.cache

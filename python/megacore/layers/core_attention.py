@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megacore.errors import UsageError
 from megacore.layers.dropout_attention import dropout_attention
 
 
@@ -83,6 +84,11 @@ def packed_attention(
         [B, S, G * R * D].
     """
     batch, length = q.shape[:2]
+    if sum(document_lengths) != batch * length:
+        raise UsageError(
+            f"cu_seqlens must run from 0 to the {batch * length} tokens of the batch, "
+            f"found an end of {sum(document_lengths)}"
+        )
     # split, not slices: its backward is one concatenation instead of one full-size sum per slice.
     parts = [
         causal_attention(

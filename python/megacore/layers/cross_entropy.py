@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # Elements of one float32 chunk: 1 MB, inside the second-level cache of a CPU core.
 _CPU_CHUNK_ELEMENTS = 1 << 18
@@ -79,3 +79,20 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, in_half: bool = False) -> T
     result = _CrossEntropy.apply(logits, labels, compute)
     assert isinstance(result, Tensor)
     return result
+
+
+class TokenLoss(nn.Module):
+    """Cross entropy of every token of a batch.
+
+    Args:
+        in_half: Compute in float16 when the logits are float16.
+    """
+
+    def __init__(self, *, in_half: bool) -> None:
+        super().__init__()
+        self.in_half = in_half
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Losses [B, S] of `logits` [B, S, V], which are consumed, for `labels` [B, S]."""
+        losses = cross_entropy(logits.flatten(0, 1), labels.reshape(-1), in_half=self.in_half)
+        return losses.view(labels.shape)

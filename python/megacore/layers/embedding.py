@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megacore.layers.dropout import Dropout
+
 
 class _Lookup(torch.autograd.Function):
     """Rows of a table; the gradient of a row is summed in float32.
@@ -80,7 +82,7 @@ class Embedding(nn.Module):
         device: torch.device | str | None,
     ) -> None:
         super().__init__()
-        self.dropout = dropout
+        self.dropout = Dropout(dropout)
         self.fp32_residual = fp32_residual
         self.word_embeddings = Table(vocab_size, hidden_size, dtype=dtype, device=device)
         self.position_embeddings: Table | None = None
@@ -94,6 +96,5 @@ class Embedding(nn.Module):
             x = x + self.position_embeddings(position_ids)
         if self.fp32_residual:
             x = x.float()
-        if self.training and self.dropout > 0.0:
-            x = F.dropout(x, self.dropout)
-        return x
+        dropped: Tensor = self.dropout(x)
+        return dropped

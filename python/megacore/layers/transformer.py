@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from megacore.layers.attention import AttentionContext, SelfAttention
+from megacore.layers.dropout import Dropout
 from megacore.layers.mlp import MLP
 from megacore.layers.norm import Norm
 from megacore.layers.spec import RecomputeSpec, TransformerSpec
@@ -31,6 +33,7 @@ class TransformerLayer(nn.Module):
             spec, layer_idx=layer_idx, recompute_core=recompute_core, dtype=dtype, device=device
         )
         self.mlp = MLP(spec, dtype=dtype, device=device)
+        self.hidden_dropout = Dropout(spec.hidden_dropout)
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         """Map the residual stream `x` [B, S, H] to the next one."""
@@ -41,16 +44,30 @@ class TransformerLayer(nn.Module):
 
     def _add(self, x: Tensor, normed: Tensor, branch: Tensor) -> Tensor:
         residual = normed if self.spec.residual_after_norm else x
-        if self.training and self.spec.hidden_dropout > 0.0:
-            branch = F.dropout(branch, self.spec.hidden_dropout)
-        total = residual + branch
+        total: Tensor = residual + self.hidden_dropout(branch)
         return total.float() if self.spec.fp32_residual else total
+
+
+Layers = Callable[[Tensor, AttentionContext], Tensor]
+
+
+def recomputed(run: Layers, x: Tensor, context: AttentionContext) -> Tensor:
+    """`run(x, context)`, of whose activations only `x` is kept for backward."""
+    result = checkpoint(run, x, context, use_reentrant=False)
+    assert isinstance(result, Tensor)
+    return result
 
 
 class TransformerBlock(nn.Module):
     """The stack of layers and the norm behind it.
 
     Recompute restores the random state, so dropout and results are bitwise those without it.
+
+    Attributes:
+        layers: Layer number, as text, -> layer, in order. A part of a model that was cut into
+            stages holds some of them, under the numbers that they have in the whole.
+        final_layernorm: Norm of the output; None in all stages but the last.
+        recomputed: Runs layers without keeping their activations.
     """
 
     def __init__(
@@ -63,44 +80,47 @@ class TransformerBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.recompute = recompute
-        self.layers = nn.ModuleList(
-            TransformerLayer(
-                spec,
-                layer_idx=layer_idx,
-                recompute_core=recompute.kind == "selective",
-                dtype=dtype,
-                device=device,
-            )
-            for layer_idx in range(spec.num_layers)
+        self.recomputed = recomputed
+        self.layers = nn.ModuleDict(
+            {
+                str(layer_idx): TransformerLayer(
+                    spec,
+                    layer_idx=layer_idx,
+                    recompute_core=recompute.kind == "selective",
+                    dtype=dtype,
+                    device=device,
+                )
+                for layer_idx in range(spec.num_layers)
+            }
         )
-        self.final_layernorm = Norm(spec.hidden_size, spec=spec, dtype=dtype, device=device)
+        self.final_layernorm: Norm | None = Norm(
+            spec.hidden_size, spec=spec, dtype=dtype, device=device
+        )
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         """Map embeddings [B, S, H] to normalised hidden states [B, S, H]."""
-        kind = self.recompute.kind
-        redo = self.training and torch.is_grad_enabled() and kind in ("uniform", "block")
-        if not redo:
-            x = self._run(0, len(self.layers), x, context)
-        elif kind == "uniform":
-            for first in range(0, len(self.layers), self.recompute.num_layers):
-                last = min(first + self.recompute.num_layers, len(self.layers))
-                x = self._run_recomputed(first, last, x, context)
+        layers = list(self.layers.values())
+        redo = self.training and torch.is_grad_enabled()
+        if redo and self.recompute.kind == "uniform":
+            size = self.recompute.num_layers
+            for first in range(0, len(layers), size):
+                x = self.recomputed(_sequence(layers[first : first + size]), x, context)
         else:
-            recomputed = min(self.recompute.num_layers, len(self.layers))
-            for layer_idx in range(recomputed):
-                x = self._run_recomputed(layer_idx, layer_idx + 1, x, context)
-            x = self._run(recomputed, len(self.layers), x, context)
-        normed: Tensor = self.final_layernorm(x)
-        return normed
+            count = self.recompute.num_layers if redo and self.recompute.kind == "block" else 0
+            for layer in layers[:count]:
+                x = self.recomputed(layer, x, context)
+            x = _sequence(layers[count:])(x, context)
+        if self.final_layernorm is not None:
+            x = self.final_layernorm(x)
+        return x
 
-    def _run(self, first: int, last: int, x: Tensor, context: AttentionContext) -> Tensor:
-        for layer in self.layers[first:last]:
+
+def _sequence(layers: Sequence[nn.Module]) -> Layers:
+    """The layers one after the other as one function."""
+
+    def run(x: Tensor, context: AttentionContext) -> Tensor:
+        for layer in layers:
             x = layer(x, context)
         return x
 
-    def _run_recomputed(
-        self, first: int, last: int, x: Tensor, context: AttentionContext
-    ) -> Tensor:
-        result = checkpoint(self._run, first, last, x, context, use_reentrant=False)
-        assert isinstance(result, Tensor)
-        return result
+    return run

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from megacore.errors import UsageError
 from megacore.layers.attention import AttentionContext
-from megacore.layers.cross_entropy import cross_entropy
+from megacore.layers.cross_entropy import TokenLoss
 from megacore.layers.embedding import Embedding
 from megacore.layers.kv_cache import KVCache
 from megacore.layers.rotary import rotary_table
@@ -40,9 +40,11 @@ class OutputLayer(nn.Module):
                 torch.empty(vocab_size, hidden_size, dtype=dtype, device=device)
             )
 
-    def forward(self, hidden: Tensor, tied_weight: Tensor) -> Tensor:
-        """Logits [..., V] of `hidden` [..., H]."""
-        return F.linear(hidden, tied_weight if self.weight is None else self.weight)
+    def forward(self, hidden: Tensor, tied_weight: Tensor | None = None) -> Tensor:
+        """Logits [..., V] of `hidden` [..., H]; `tied_weight` is used when it has none."""
+        weight = tied_weight if self.weight is None else self.weight
+        assert weight is not None
+        return F.linear(hidden, weight)
 
 
 class GPTModel(nn.Module):
@@ -59,6 +61,10 @@ class GPTModel(nn.Module):
             `fp32_residual_connection`, of the activations.
         device: Device of the parameters ("meta" for a model without memory).
         fp16_lm_cross_entropy: Compute the loss of float16 logits in float16.
+
+    Attributes:
+        embedding: None in a part of a model, cut into stages, that does not begin with it.
+        output_layer: None in a part that does not end with it; such a part returns hidden states.
 
     Raises:
         ConfigError: A needed size is missing or the sizes do not fit together.
@@ -82,8 +88,7 @@ class GPTModel(nn.Module):
         # A learned table limits the length; other kinds of position do not.
         learned = config.position_embedding_type == "learned_absolute" and spec.rotary is None
         self.max_positions = config.max_position_embeddings if learned else None
-        self.fp16_lm_cross_entropy = fp16_lm_cross_entropy
-        self.embedding = Embedding(
+        self.embedding: Embedding | None = Embedding(
             padded_vocab_size,
             spec.hidden_size,
             num_positions=self.max_positions,
@@ -95,13 +100,14 @@ class GPTModel(nn.Module):
         self.decoder = TransformerBlock(
             spec, recompute=recompute_spec(recompute), dtype=dtype, device=device
         )
-        self.output_layer = OutputLayer(
+        self.output_layer: OutputLayer | None = OutputLayer(
             padded_vocab_size,
             spec.hidden_size,
             tied=not config.untie_embeddings_and_output_weights,
             dtype=dtype,
             device=device,
         )
+        self.loss = TokenLoss(in_half=fp16_lm_cross_entropy)
 
     def forward(
         self,
@@ -111,8 +117,9 @@ class GPTModel(nn.Module):
         labels: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         cache: KVCache | None = None,
+        hidden: Tensor | None = None,
     ) -> Tensor:
-        """Logits, or losses when labels are given.
+        """Logits, or losses when labels are given; hidden states from a part without output layer.
 
         Args:
             tokens: [B, S] int64.
@@ -122,6 +129,7 @@ class GPTModel(nn.Module):
             cu_seqlens: [n + 1] int32, ends of packed documents in the flattened batch, from 0 to
                 B * S; attention stays inside a document. Costs one read back to the host.
             cache: Earlier keys and values; the new ones are added, the caller advances it.
+            hidden: [B, S, H] output of the stage before, for a part without embedding.
 
         Returns:
             Logits [B, S, V] in the model's dtype, or the loss of every token [B, S] in float32.
@@ -129,15 +137,14 @@ class GPTModel(nn.Module):
         Raises:
             UsageError: Tokens beyond the learned positions, or inconsistent arguments.
         """
-        hidden = self._hidden(tokens, position_ids, cu_seqlens, cache)
-        weight = self.embedding.word_embeddings.weight
-        logits: Tensor = self.output_layer(hidden, weight)
+        hidden = self._hidden(tokens, position_ids, cu_seqlens, cache, hidden)
+        if self.output_layer is None:
+            return hidden
+        logits = self._logits(hidden)
         if labels is None:
             return logits
-        losses = cross_entropy(
-            logits.flatten(0, 1), labels.reshape(-1), in_half=self.fp16_lm_cross_entropy
-        )
-        return losses.view(labels.shape)
+        losses: Tensor = self.loss(logits, labels)
+        return losses
 
     def last_logits(self, tokens: Tensor, last: Tensor, *, cache: KVCache) -> Tensor:
         """Logits [B, V] behind token `last[b]` of each row, without those of the other tokens.
@@ -147,9 +154,13 @@ class GPTModel(nn.Module):
             last: [B] int64, each in [0, S).
             cache: Earlier keys and values.
         """
-        hidden = self._hidden(tokens, None, None, cache)
-        hidden = hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
-        logits: Tensor = self.output_layer(hidden, self.embedding.word_embeddings.weight)
+        hidden = self._hidden(tokens, None, None, cache, None)
+        return self._logits(hidden[torch.arange(hidden.shape[0], device=hidden.device), last])
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        assert self.output_layer is not None
+        tied_weight = None if self.embedding is None else self.embedding.word_embeddings.weight
+        logits: Tensor = self.output_layer(hidden, tied_weight)
         return logits
 
     def _hidden(
@@ -158,8 +169,9 @@ class GPTModel(nn.Module):
         position_ids: Tensor | None,
         cu_seqlens: Tensor | None,
         cache: KVCache | None,
+        hidden: Tensor | None,
     ) -> Tensor:
-        batch, length = tokens.shape
+        length = tokens.shape[1]
         cache_positions = None
         if cache is not None:
             positions = cache.positions(length)
@@ -175,7 +187,7 @@ class GPTModel(nn.Module):
         if cu_seqlens is not None:
             if cache is not None:
                 raise UsageError("packed documents (cu_seqlens) cannot be used with a cache")
-            document_lengths = _document_lengths(cu_seqlens, batch * length)
+            document_lengths = _document_lengths(cu_seqlens)
         rotary = None
         if self.spec.rotary is not None:
             rotary = rotary_table(position_ids, self.spec.rotary, dtype=self.dtype)
@@ -185,8 +197,12 @@ class GPTModel(nn.Module):
             cache=cache,
             cache_positions=cache_positions,
         )
-        hidden: Tensor = self.decoder(self.embedding(tokens, position_ids), context)
-        return hidden
+        if self.embedding is not None:
+            hidden = self.embedding(tokens, position_ids)
+        if hidden is None:
+            raise UsageError("a part of a model without embedding needs hidden states")
+        output: Tensor = self.decoder(hidden, context)
+        return output
 
     def _check_length(self, length: int) -> None:
         if self.max_positions is not None and length > self.max_positions:
@@ -196,14 +212,11 @@ class GPTModel(nn.Module):
             )
 
 
-def _document_lengths(cu_seqlens: Tensor, num_tokens: int) -> tuple[int, ...]:
+def _document_lengths(cu_seqlens: Tensor) -> tuple[int, ...]:
     ends: list[int] = cu_seqlens.tolist()
-    if len(ends) < 2 or ends[0] != 0 or ends[-1] != num_tokens:
-        raise UsageError(
-            f"cu_seqlens must run from 0 to the {num_tokens} tokens of the batch, "
-            f"found {ends[:1]} to {ends[-1:]}"
-        )
+    if len(ends) < 2 or ends[0] != 0:
+        raise UsageError(f"cu_seqlens must run from 0 to the tokens of the batch, found {ends[:2]}")
     lengths = tuple(last - first for first, last in itertools.pairwise(ends))
     if min(lengths) < 0:
         raise UsageError("cu_seqlens must not decrease")
-    return tuple(length for length in lengths if length > 0)
+    return lengths
