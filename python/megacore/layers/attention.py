@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from megacore.layers.core_attention import cached_attention, causal_attention, packed_attention
 from megacore.layers.kv_cache import KVCache
 from megacore.layers.linear import Linear, NormLinear
 from megacore.layers.norm import Norm
+from megacore.layers.recompute import Recompute, recomputed
 from megacore.layers.rotary import RotaryTable, rotate
 from megacore.layers.spec import TransformerSpec
 
@@ -69,6 +69,9 @@ class SelfAttention(nn.Module):
         recompute_core: Redo core attention in backward instead of keeping its activations.
         dtype: Dtype of the parameters.
         device: Device of the parameters.
+
+    Attributes:
+        recomputed: Runs core attention without keeping its activations.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class SelfAttention(nn.Module):
         self.spec = spec
         self.layer_idx = layer_idx
         self.recompute_core = recompute_core
+        self.recomputed: Recompute = recomputed
         self.layer_scale = layer_idx + 1 if spec.scale_by_layer else 1
         self.core_attention = CoreAttention(spec, layer_scale=self.layer_scale)
         qkv_size = (spec.num_heads + 2 * spec.num_groups) * spec.head_dim
@@ -119,7 +123,7 @@ class SelfAttention(nn.Module):
         if context.cache is not None:
             out = self._attend_cached(q, k, v, context)
         elif self.recompute_core and self.training and torch.is_grad_enabled():
-            out = checkpoint(self.core_attention, q, k, v, context, use_reentrant=False)
+            out = self.recomputed(self.core_attention, q, k, v, context)
         else:
             out = self.core_attention(q, k, v, context)
         projected: Tensor = self.linear_proj(out)

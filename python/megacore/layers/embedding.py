@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,17 +45,22 @@ def lookup(table: Tensor, indices: Tensor) -> Tensor:
 
 
 class Table(nn.Module):
-    """An embedding table: one `weight` [rows, width]."""
+    """An embedding table: one `weight` [rows, width].
+
+    Attributes:
+        lookup: Finds the rows of the table; replaced where a process has only some of them.
+    """
 
     def __init__(
         self, rows: int, width: int, *, dtype: torch.dtype, device: torch.device | str | None
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(rows, width, dtype=dtype, device=device))
+        self.lookup: Callable[[Tensor, Tensor], Tensor] = lookup
 
     def forward(self, indices: Tensor) -> Tensor:
         """Rows `indices` [...] as [..., width]."""
-        return lookup(self.weight, indices)
+        return self.lookup(self.weight, indices)
 
 
 class Embedding(nn.Module):

@@ -1,6 +1,12 @@
-"""Linear layers; weights are [out, in] and start uninitialised (see `models.initialization`)."""
+"""Linear layers; weights are [out, in] and start uninitialised (see `models.initialization`).
+
+The product itself is an attribute of a layer, a function of input, weight and bias: who splits the
+weight over processes or computes its gradient at another time puts a function of his own there.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +15,15 @@ from torch import Tensor, nn
 from megacore.layers.norm import normalize
 from megacore.layers.spec import TransformerSpec
 
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
 
 class Linear(nn.Module):
-    """y = x W^T + b."""
+    """y = x W^T + b.
+
+    Attributes:
+        product: Computes y from x, W and b (or None).
+    """
 
     def __init__(
         self,
@@ -29,10 +41,11 @@ class Linear(nn.Module):
             self.bias = nn.Parameter(torch.empty(out_size, dtype=dtype, device=device))
         else:
             self.register_parameter("bias", None)
+        self.product: Product = F.linear
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `x` [..., in] to [..., out]."""
-        return F.linear(x, self.weight, self.bias)
+        return self.product(x, self.weight, self.bias)
 
 
 class NormLinear(Linear):

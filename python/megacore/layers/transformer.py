@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from megacore.layers.attention import AttentionContext, SelfAttention
 from megacore.layers.dropout import Dropout
 from megacore.layers.mlp import MLP
 from megacore.layers.norm import Norm
+from megacore.layers.recompute import Recompute, recomputed
 from megacore.layers.spec import RecomputeSpec, TransformerSpec
 
 
@@ -51,13 +51,6 @@ class TransformerLayer(nn.Module):
 Layers = Callable[[Tensor, AttentionContext], Tensor]
 
 
-def recomputed(run: Layers, x: Tensor, context: AttentionContext) -> Tensor:
-    """`run(x, context)`, of whose activations only `x` is kept for backward."""
-    result = checkpoint(run, x, context, use_reentrant=False)
-    assert isinstance(result, Tensor)
-    return result
-
-
 class TransformerBlock(nn.Module):
     """The stack of layers and the norm behind it.
 
@@ -80,7 +73,7 @@ class TransformerBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.recompute = recompute
-        self.recomputed = recomputed
+        self.recomputed: Recompute = recomputed
         self.layers = nn.ModuleDict(
             {
                 str(layer_idx): TransformerLayer(

@@ -13,6 +13,7 @@ from megacore.layers.attention import AttentionContext
 from megacore.layers.cross_entropy import TokenLoss
 from megacore.layers.embedding import Embedding
 from megacore.layers.kv_cache import KVCache
+from megacore.layers.linear import Product
 from megacore.layers.rotary import rotary_table
 from megacore.layers.transformer import TransformerBlock
 from megacore.models.config import ModelConfig, RecomputeConfig
@@ -20,7 +21,13 @@ from megacore.models.resolve import recompute_spec, transformer_spec
 
 
 class OutputLayer(nn.Module):
-    """Projection to the vocabulary; without a weight of its own when the embedding is tied."""
+    """Projection to the vocabulary; without a weight of its own when the embedding is tied.
+
+    Attributes:
+        tied: The weight is that of the word embedding. One of its own is then a copy of that,
+            which a part of a model that lacks the embedding has.
+        product: Computes the logits from hidden states, weight and no bias.
+    """
 
     def __init__(
         self,
@@ -32,6 +39,8 @@ class OutputLayer(nn.Module):
         device: torch.device | str | None,
     ) -> None:
         super().__init__()
+        self.tied = tied
+        self.product: Product = F.linear
         self.weight: nn.Parameter | None
         if tied:
             self.register_parameter("weight", None)
@@ -44,7 +53,7 @@ class OutputLayer(nn.Module):
         """Logits [..., V] of `hidden` [..., H]; `tied_weight` is used when it has none."""
         weight = tied_weight if self.weight is None else self.weight
         assert weight is not None
-        return F.linear(hidden, weight)
+        return self.product(hidden, weight, None)
 
 
 class GPTModel(nn.Module):
