@@ -252,7 +252,7 @@ def test_multipliers_scale_rate_and_decay() -> None:
     weight = nn.Parameter(torch.full((3, 3), 2.0))
     other = nn.Parameter(torch.full((5, 1), 2.0))
     optimizer = build_optimizer(
-        [("weight", weight), ("other", other)],
+        [{"weight": weight, "other": other}],
         optimizer=OptimizerConfig(optimizer="sgd", sgd_momentum=0.0, clip_grad=0.0),
         precision=PrecisionConfig(),
         rule=lambda name, _: GroupKey(wd_mult=2.0, lr_mult=0.5) if name == "other" else GroupKey(),
@@ -313,7 +313,9 @@ def test_fp16_overflow_lowers_the_scale_and_training_recovers() -> None:
 
 def test_zeros_are_counted_without_the_gaps_between_parameters() -> None:
     params = [("a", nn.Parameter(torch.ones(3, 7))), ("b", nn.Parameter(torch.ones(65)))]
-    optimizer = build_optimizer(params, optimizer=OptimizerConfig(), precision=PrecisionConfig())
+    optimizer = build_optimizer(
+        [dict(params)], optimizer=OptimizerConfig(), precision=PrecisionConfig()
+    )
     assert optimizer.step(Rates(0.0, 0.0), count_zero_grads=True).num_zeros == 21 + 65
     optimizer.zero_grad()
     params[0][1].grad[1, 2] = 5.0

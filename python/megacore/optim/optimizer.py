@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,9 @@ from megacore.optim.loss_scale import LossScale, build_loss_scale
 from megacore.optim.reductions import clip_coefficient, count_zeros, global_norm
 from megacore.optim.schedule import Rates
 from megacore.optim.updates import UpdateRule, build_update
+from megacore.parallel.config import ParallelConfig
+from megacore.parallel.groups import ParallelGroups
+from megacore.parallel.layout import ParamLayout
 
 MAIN_PARAM = "main_param"
 
@@ -89,6 +92,25 @@ class Optimizer:
         """
         scale = self._loss_scale.scale
         torch.autograd.backward(loss if scale == 1.0 else loss.float() * scale)
+
+    def last_microbatch(self, chunk_idx: int = 0) -> None:
+        """Tells that the next backward of this chunk is the last one of the iteration.
+
+        Call it before that backward; with `--overlap-grad-reduce` the reduction of a bucket then
+        starts as soon as its gradients are complete.
+
+        Args:
+            chunk_idx: Index among the chunks that `build_optimizer` was given.
+        """
+
+    def ready(self, param: nn.Parameter) -> None:
+        """Tells that the gradient of a parameter was added to its `main_grad` by other means.
+
+        Only for gradients that do not come from autograd (a deferred weight-gradient pass).
+        """
+
+    def finish_gradients(self) -> None:
+        """Reduces what is not reduced yet and waits for all of it. `step` calls it."""
 
     @torch.no_grad()
     def step(
@@ -206,33 +228,59 @@ class Optimizer:
             view.copy_(tensors[name])
 
 
+Chunk = nn.Module | Mapping[str, nn.Parameter]
+"""A model or pipeline stage, or its parameters by name."""
+
+
 def build_optimizer(
-    model: nn.Module | Iterable[tuple[str, nn.Parameter]],
+    chunks: nn.Module | Sequence[Chunk],
     *,
     optimizer: OptimizerConfig,
     precision: PrecisionConfig,
     rule: GroupRule | None = None,
+    layouts: Mapping[str, ParamLayout] | None = None,
+    groups: ParallelGroups | None = None,
+    parallel: ParallelConfig | None = None,
+    average_gradients: bool = True,
+    tied_embeddings: bool = False,
 ) -> Optimizer:
-    """The optimizer that the settings describe, around a finished model.
+    """The optimizer that the settings describe, around finished models.
 
     Args:
-        model: Model, or its named parameters. Its parameters are moved into flat buffers.
+        chunks: The pipeline stages on this process, or one model. The parameters are moved into
+            flat buffers.
         optimizer: Kind and constants.
         precision: Loss scaling; the dtypes are those of the parameters.
         rule: Gives each parameter its group, instead of `groups.default_rule`.
+        layouts: How tensor parallelism cut each parameter; None for whole ones.
+        groups: The groups of this process; None for a run of one process.
+        parallel: Sharding, buckets and overlap; None for the defaults.
+        average_gradients: Divide the gradients by the number of data and context parallel
+            processes before they are summed; False for a loss per token, where the caller gives
+            the number of tokens to `step`.
+        tied_embeddings: The output layer of the last stage is a copy of the word embedding of the
+            first, so that their gradients are summed.
 
     Raises:
-        UsageError: The model has nothing to train.
+        UsageError: The model has nothing to train, or settings do not go together.
         ValueError: A parameter is on the meta device or not floating point.
     """
-    named = model.named_parameters() if isinstance(model, nn.Module) else model
+    models = [chunks] if isinstance(chunks, nn.Module) else list(chunks)
+    del layouts, parallel, average_gradients, tied_embeddings
+    if groups is not None and groups.world_size > 1:
+        raise UsageError("the optimizer does not work across processes yet")
+    named = [
+        pair
+        for chunk in models
+        for pair in (chunk.named_parameters() if isinstance(chunk, nn.Module) else chunk.items())
+    ]
     rule = rule or default_rule(decoupled_lr=optimizer.decoupled_lr is not None)
-    groups = [FlatGroup(group) for group in split_parameters(named, rule)]
-    if not groups:
+    flats = [FlatGroup(group) for group in split_parameters(named, rule)]
+    if not flats:
         raise UsageError("the model has no trainable parameter")
     return Optimizer(
-        groups,
-        updates=[build_update(flat, optimizer) for flat in groups],
+        flats,
+        updates=[build_update(flat, optimizer) for flat in flats],
         loss_scale=build_loss_scale(precision),
         clip_grad=optimizer.clip_grad,
     )
