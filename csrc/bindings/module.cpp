@@ -8,6 +8,7 @@ namespace py = pybind11;
 
 void bind_data(py::module_& parent);
 void bind_pipeline(py::module_& parent);
+void bind_pipeline_tools(py::module_& parent);
 
 PYBIND11_MODULE(_C, module) {
     module.doc() = "The torch-free C++ core of megacore.";
@@ -20,4 +21,5 @@ PYBIND11_MODULE(_C, module) {
         "Instruction set that the CPU kernels use here: baseline, avx2 or avx512.");
     bind_data(module);
     bind_pipeline(module);
+    bind_pipeline_tools(module);
 }
