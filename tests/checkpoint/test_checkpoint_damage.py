@@ -116,8 +116,8 @@ def test_nothing_stored_is_executed(saved: Path, tmp_path: Path) -> None:
 
 
 def test_a_later_format_asks_for_an_update(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megacore.checkpoint.metadata.FORMAT_VERSION", 2)
+    monkeypatch.setattr("megacore.checkpoint.metadata.FORMAT_VERSION", 3)
     save_checkpoint(saved.parent, 5, tensors={}, values={})
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match=r"format 2.*update megacore"):
+    with pytest.raises(CheckpointError, match=r"format 3.*update megacore"):
         load_checkpoint(saved.parent)

@@ -72,7 +72,7 @@ def test_tensors_longer_than_a_piece(tmp_path: Path, extra: int) -> None:
 def test_metadata_lists_true_sizes_and_checksums(tmp_path: Path) -> None:
     path = save(tmp_path, 3)
     metadata = json.loads((path / "metadata.json").read_text())
-    assert metadata["megacore_checkpoint"] == 1
+    assert metadata["megacore_checkpoint"] == 2
     assert set(metadata["files"]) == {e.name for e in path.iterdir()} - {"metadata.json"}
     for name, record in metadata["files"].items():
         raw = (path / name).read_bytes()

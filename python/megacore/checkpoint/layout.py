@@ -20,11 +20,23 @@ REPLACED = ".replaced-"
 REMOVING = ".removing-"
 
 _ITERATION = re.compile(r"iter_(\d{7,})")
+_TENSOR_FILE = re.compile(r"([a-z][a-z0-9_]*)(?:-\d{5,})?\.safetensors")
 
 
 def iteration_name(iteration: int) -> str:
     """Directory name of an iteration: iter_0000100."""
     return f"iter_{iteration:07d}"
+
+
+def tensor_file_name(group: str, writer: int | None) -> str:
+    """File of a group of tensors: model.safetensors, or model-00003.safetensors of process 3."""
+    return group + ("" if writer is None else f"-{writer:05d}") + TENSORS_SUFFIX
+
+
+def group_of(file_name: str) -> str | None:
+    """The group whose tensors a file holds, None for another file."""
+    match = _TENSOR_FILE.fullmatch(file_name)
+    return match.group(1) if match else None
 
 
 def is_complete(path: Path) -> bool:

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megacore.checkpoint import layout
 from megacore.checkpoint.metadata import Metadata, read_metadata
-from megacore.checkpoint.tensor_file import (
-    DTYPE_NAMES,
-    FileRecord,
-    check_header,
-    check_size,
-    read_tensors,
+from megacore.checkpoint.pieces import (
+    Piece,
+    assemble,
+    missing_elements,
+    place,
+    whole_layout,
+    whole_piece,
 )
+from megacore.checkpoint.tensor_file import DTYPE_NAMES, TensorFile, check_size
 from megacore.checkpoint.vocabulary import VocabularyRows
 from megacore.errors import CheckpointError
+from megacore.parallel.layout import ParamLayout
 
 _MAX_FAULTS_SHOWN = 100
 _WITHOUT = {
@@ -52,47 +56,60 @@ class Checkpoint:
     @property
     def groups(self) -> tuple[str, ...]:
         """Names of the groups of tensors."""
-        return tuple(
-            name.removesuffix(layout.TENSORS_SUFFIX)
-            for name in self._metadata.files
-            if name.endswith(layout.TENSORS_SUFFIX)
-        )
+        names = (layout.group_of(name) for name in self._metadata.files)
+        return tuple(dict.fromkeys(name for name in names if name is not None))
 
-    def _file(self, group: str) -> tuple[Path, FileRecord]:
-        name = group + layout.TENSORS_SUFFIX
-        if name not in self._metadata.files:
+    def _open(self, group: str) -> dict[str, list[_Stored]]:
+        """Name -> the pieces of each tensor of a group, none of them read yet.
+
+        Raises:
+            CheckpointError: The group is not there, a header is damaged, or pieces are missing.
+        """
+        if group not in self.groups:
             raise CheckpointError(
                 f"{self.path}: holds no {group} state, only {', '.join(self.groups) or 'nothing'}"
                 + _WITHOUT.get(group, "")
             )
-        return self.path / name, self._metadata.files[name]
+        found: dict[str, list[_Stored]] = {}
+        for file_name, record in self._metadata.files.items():
+            if layout.group_of(file_name) != group:
+                continue
+            file, pieces = TensorFile(self.path / file_name, record), record.pieces or {}
+            for key in file.names:
+                dtype, shape = file.describe(key)
+                piece = pieces.get(key) or whole_piece(key, shape)
+                if piece.count != math.prod(shape):
+                    raise CheckpointError(
+                        f"{self.path / file_name}: tensor {key}: expected {piece.count} elements, "
+                        f"found {math.prod(shape)}"
+                    )
+                found.setdefault(piece.layout.name, []).append(_Stored(file, key, piece, dtype))
+        for name, stored in found.items():
+            fault = missing_elements([member.piece for member in stored])
+            if fault is None and len({member.dtype for member in stored}) > 1:
+                fault = "its pieces have different dtypes"
+            if fault is not None:
+                raise CheckpointError(f"{self.path}: tensor {name} of the {group} state: {fault}")
+        return found
 
     def tensors(self, group: str) -> dict[str, Tensor]:
-        """All tensors of a group, verified, backed by a private map of the file.
+        """All tensors of a group, whole and verified, backed by private maps of the files.
 
         Raises:
             CheckpointError: The group is not there, or a file or tensor is damaged.
         """
-        return dict(read_tensors(*self._file(group)))
+        return {name: _read(stored) for name, stored in self._open(group).items()}
 
     def describe(self, group: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Name -> (dtype as in safetensors, shape) of a group, without reading the data.
+        """Name -> (dtype as in safetensors, full shape) of a group, without reading the data.
 
         Raises:
-            CheckpointError: The group is not there, or the header of its file is damaged.
+            CheckpointError: The group is not there, or the header of a file is damaged.
         """
-        path, record = self._file(group)
-        check_size(path, record)
-        check_header(path, record)
-        try:
-            with safe_open(path, framework="pt") as file:
-                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-                return {
-                    name: (piece.get_dtype(), tuple(piece.get_shape()))
-                    for name, piece in slices.items()
-                }
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: cannot be read: {error}") from error
+        return {
+            name: (stored[0].dtype, stored[0].piece.layout.full_shape)
+            for name, stored in self._open(group).items()
+        }
 
     @torch.no_grad()
     def load_into(
@@ -100,6 +117,7 @@ class Checkpoint:
         group: str,
         targets: Mapping[str, Tensor],
         *,
+        layouts: Mapping[str, ParamLayout] | None = None,
         cast: bool = False,
         vocabulary: VocabularyRows | None = None,
         ignore: Sequence[str] = (),
@@ -109,9 +127,12 @@ class Checkpoint:
         Args:
             group: Which group.
             targets: Name -> tensor to fill in place, any device.
+            layouts: Name -> which part of the full tensor a target is, and what that is called;
+                targets without layout are full tensors of their own name.
             cast: Accept another dtype and convert.
             vocabulary: Accept other numbers of padding rows in vocabulary weights.
-            ignore: Beginnings of stored names that may have no target.
+            ignore: Beginnings of stored names that may have no target. With `layouts`, stored
+                tensors of any name may have none: they belong to other processes.
 
         Returns:
             Notes for the log: tensors that were converted or resized.
@@ -120,8 +141,49 @@ class Checkpoint:
             CheckpointError: Names and shapes do not fit (every fault is listed, and no target was
                 changed), or data is damaged (targets before the damaged one were filled).
         """
-        stored = self.describe(group)
-        faults, notes = _compare(stored, targets, cast, vocabulary, tuple(ignore))
+        slots = [
+            Slot((layouts or {}).get(name) or whole_layout(name, tuple(target.shape)), target)
+            for name, target in targets.items()
+        ]
+        filled = self.stream(
+            group,
+            slots,
+            complete=layouts is None,
+            cast=cast,
+            vocabulary=vocabulary,
+            ignore=ignore,
+        )
+        return [note for _, notes in filled for note in notes]
+
+    @torch.no_grad()
+    def stream(
+        self,
+        group: str,
+        slots: Sequence[Slot],
+        *,
+        complete: bool,
+        cast: bool = False,
+        vocabulary: VocabularyRows | None = None,
+        ignore: Sequence[str] = (),
+    ) -> Iterator[tuple[Slot, list[str]]]:
+        """Fills the slots one after the other; each can be moved on before the next is filled.
+
+        Args:
+            group: Which group.
+            slots: What to fill.
+            complete: Every stored tensor must have a slot.
+            cast: As in `load_into`.
+            vocabulary: As in `load_into`.
+            ignore: As in `load_into`.
+
+        Yields:
+            A slot that was filled, and notes about it for the log.
+
+        Raises:
+            CheckpointError: As `load_into`.
+        """
+        found = self._open(group)
+        faults, notes = _compare(found, slots, complete, cast, vocabulary, tuple(ignore))
         if faults:
             shown = faults[:_MAX_FAULTS_SHOWN]
             rest = len(faults) - len(shown)
@@ -131,43 +193,74 @@ class Checkpoint:
                 + "\n".join(f"  {fault}" for fault in shown)
                 + (f"\n  ... and {rest} more" if rest else "")
             )
-        for name, tensor in read_tensors(*self._file(group)):
-            target = targets.get(name)
-            if target is None:
-                continue
-            if vocabulary and target.shape != tensor.shape:
-                notes.append(f"{name}: {vocabulary.copy(target, tensor)}")
-            else:
-                target.copy_(tensor)
-        return notes
+        for slot, slot_notes in zip(slots, notes, strict=True):
+            note = place(_read(found[slot.layout.name]), slot.target, slot.layout, vocabulary)
+            if note is not None:
+                slot_notes.append(f"{slot.layout.name}: {note}")
+            yield slot, slot_notes
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a tensor, or the part of it that this process has, is to be put.
+
+    Attributes:
+        layout: Which part it is, and the name of the tensor.
+        target: Of shape `layout.local_shape`; filled in place.
+    """
+
+    layout: ParamLayout
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A piece of a tensor in an open file."""
+
+    file: TensorFile
+    key: str
+    piece: Piece
+    dtype: str
+
+
+def _read(stored: Sequence[_Stored]) -> Tensor:
+    if len(stored) == 1 and stored[0].piece.is_whole:
+        return stored[0].file.read(stored[0].key)
+    return assemble([(member.piece, member.file.read(member.key)) for member in stored])
 
 
 def _compare(
-    stored: Mapping[str, tuple[str, tuple[int, ...]]],
-    targets: Mapping[str, Tensor],
+    found: Mapping[str, Sequence[_Stored]],
+    slots: Sequence[Slot],
+    complete: bool,
     cast: bool,
     vocabulary: VocabularyRows | None,
     ignore: tuple[str, ...],
-) -> tuple[list[str], list[str]]:
-    """Faults and notes of filling `targets` from `stored`."""
-    faults = [f"{name}: missing in the checkpoint" for name in targets if name not in stored]
-    notes: list[str] = []
-    for name, (dtype, shape) in stored.items():
-        if name not in targets:
-            if not (ignore and name.startswith(ignore)):
-                faults.append(f"{name}: in the checkpoint, but not in this run")
+) -> tuple[list[str], list[list[str]]]:
+    """Faults of filling the slots from what is stored, and notes about each slot."""
+    faults: list[str] = []
+    notes: list[list[str]] = []
+    for slot in slots:
+        name, wanted = slot.layout.name, slot.layout.full_shape
+        notes.append([])
+        if name not in found:
+            faults.append(f"{name}: missing in the checkpoint")
             continue
-        target = targets[name]
-        wanted = tuple(target.shape)
+        dtype, shape = found[name][0].dtype, found[name][0].piece.layout.full_shape
         if shape != wanted and not (vocabulary and vocabulary.fits(name, shape, wanted)):
             faults.append(f"{name}: expected shape {list(wanted)}, found {list(shape)}")
-        wanted_dtype = DTYPE_NAMES.get(target.dtype, str(target.dtype))
-        if dtype != wanted_dtype:
-            (notes if cast else faults).append(
-                f"{name}: {dtype} converted to {wanted_dtype}"
-                if cast
-                else f"{name}: expected dtype {wanted_dtype}, found {dtype}"
-            )
+        wanted_dtype = DTYPE_NAMES.get(slot.target.dtype, str(slot.target.dtype))
+        if dtype != wanted_dtype and cast:
+            notes[-1].append(f"{name}: {dtype} converted to {wanted_dtype}")
+        elif dtype != wanted_dtype:
+            faults.append(f"{name}: expected dtype {wanted_dtype}, found {dtype}")
+    names = {slot.layout.name for slot in slots}
+    if complete:
+        faults += [
+            f"{name}: in the checkpoint, but not in this run"
+            for name in found
+            if name not in names and not (ignore and name.startswith(ignore))
+        ]
     return faults, notes
 
 

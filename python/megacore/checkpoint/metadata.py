@@ -11,10 +11,13 @@ from typing import Any
 import xxhash
 
 from megacore.checkpoint.layout import FORMAT_KEY, METADATA
+from megacore.checkpoint.pieces import Piece
 from megacore.checkpoint.tensor_file import FileRecord
 from megacore.errors import CheckpointError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# Version 1 is version 2 without pieces.
+_READABLE = (1, 2)
 _SELF = "self_xxh3_64"
 
 
@@ -35,17 +38,38 @@ class Metadata:
         body = {
             FORMAT_KEY: FORMAT_VERSION,
             "iteration": self.iteration,
-            "files": {name: _record_values(record) for name, record in self.files.items()},
+            "files": {name: record_values(record) for name, record in self.files.items()},
         }
         return json.dumps({**body, _SELF: _self_digest(body)}, indent=1).encode() + b"\n"
 
 
-def _record_values(record: FileRecord) -> dict[str, Any]:
+def record_values(record: FileRecord) -> dict[str, Any]:
+    """A record as JSON can hold it."""
     values: dict[str, Any] = {"bytes": record.num_bytes, "xxh3_64": record.digest}
     if record.tensors is not None:
         values["header_xxh3_64"] = record.header
         values["tensors_xxh3_64"] = dict(record.tensors)
+    if record.pieces is not None:
+        values["pieces"] = {key: piece.values() for key, piece in record.pieces.items()}
     return values
+
+
+def record_of(values: Mapping[str, Any]) -> FileRecord:
+    """From what `record_values` gave.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: Something is missing or impossible.
+    """
+    pieces = values.get("pieces")
+    if pieces is not None:
+        pieces = {key: Piece.of(piece) for key, piece in pieces.items()}
+    return FileRecord(
+        num_bytes=values["bytes"],
+        digest=values["xxh3_64"],
+        header=values.get("header_xxh3_64"),
+        tensors=values.get("tensors_xxh3_64"),
+        pieces=pieces,
+    )
 
 
 def _self_digest(body: Mapping[str, Any]) -> str:
@@ -67,20 +91,12 @@ def read_metadata(directory: Path) -> Metadata:
         digest = body.pop(_SELF, None)
         if digest != _self_digest(body):
             raise CheckpointError(f"{path}: damaged: its content does not match its own checksum")
-        if body[FORMAT_KEY] != FORMAT_VERSION:
+        if body[FORMAT_KEY] not in _READABLE:
             raise CheckpointError(
-                f"{path}: format {body[FORMAT_KEY]}, but this version reads {FORMAT_VERSION}: "
-                "update megacore"
+                f"{path}: format {body[FORMAT_KEY]}, but this version reads up to "
+                f"{FORMAT_VERSION}: update megacore"
             )
-        files = {
-            name: FileRecord(
-                num_bytes=values["bytes"],
-                digest=values["xxh3_64"],
-                header=values.get("header_xxh3_64"),
-                tensors=values.get("tensors_xxh3_64"),
-            )
-            for name, values in body["files"].items()
-        }
+        files = {name: record_of(values) for name, values in body["files"].items()}
         return Metadata(iteration=body["iteration"], files=files)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error

@@ -8,7 +8,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,8 +20,10 @@ from torch import Tensor
 from megacore.checkpoint import layout
 from megacore.checkpoint.claim import Claim
 from megacore.checkpoint.durable import free_bytes, replace_file, sync_directory, write_file
-from megacore.checkpoint.metadata import Metadata
+from megacore.checkpoint.metadata import Metadata, record_of, record_values
+from megacore.checkpoint.pieces import Part, Piece, named_parts
 from megacore.checkpoint.tensor_file import FileRecord, file_bytes, write_tensors
+from megacore.checkpoint.writers import Alone, Writers, together
 from megacore.errors import CheckpointError
 
 _log = logging.getLogger(__name__)
@@ -31,7 +34,7 @@ _SPACE_MARGIN = 1 << 20
 
 
 class SaveDirectory:
-    """A directory that this process alone writes checkpoints into.
+    """A directory that this process, or the processes of this run, alone write checkpoints into.
 
     Opening it claims it, and clears away what dead writers left half-done. Use it as a context
     manager for as long as a run lasts, so that no second run can start writing there.
@@ -39,13 +42,26 @@ class SaveDirectory:
     Args:
         directory: What `--save` names; made if missing.
         wait_s: How long to wait for another process that holds it.
+        writers: The processes that write each checkpoint together; the first one claims the
+            directory for all. All of them must make the same calls.
 
     Raises:
         CheckpointError: The directory cannot be made, or another process is writing there.
     """
 
-    def __init__(self, directory: str | Path, *, wait_s: float = 5.0) -> None:
+    def __init__(
+        self, directory: str | Path, *, wait_s: float = 5.0, writers: Writers | None = None
+    ) -> None:
         self.path = Path(directory)
+        self._writers = writers or Alone()
+        self._claim: Claim | None = None
+        together(self._writers, lambda: self._open(wait_s) if self._leads else None)
+
+    @property
+    def _leads(self) -> bool:
+        return self._writers.rank == 0
+
+    def _open(self, wait_s: float) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._claim = Claim(self.path, wait_s=wait_s)
@@ -70,7 +86,8 @@ class SaveDirectory:
 
     def close(self) -> None:
         """Gives the directory back."""
-        self._claim.release()
+        if self._claim is not None:
+            self._claim.release()
 
     def refuse_newer(self, start_iteration: int) -> None:
         """Makes sure that a run starting at an iteration does not bury a later state.
@@ -96,6 +113,7 @@ class SaveDirectory:
         *,
         tensors: Mapping[str, Mapping[str, Tensor]],
         values: Mapping[str, Any],
+        parts: Mapping[str, Sequence[Part]] | None = None,
         overwrite_newer: bool = False,
         retain_last: int | None = None,
     ) -> Path:
@@ -103,8 +121,10 @@ class SaveDirectory:
 
         Args:
             iteration: Completed iterations.
-            tensors: Group ("model", "optimizer", "rng") -> name -> tensor on any device.
-            values: Everything else, as JSON values.
+            tensors: Group ("model", "optimizer", "rng") -> name -> tensor on any device. Of
+                several writers each gives what it alone is to write.
+            values: Everything else, as JSON values; those of the first writer are stored.
+            parts: Group -> parts of tensors; with those of all writers every tensor is whole.
             overwrite_newer: Write although the tracker points at a later iteration.
             retain_last: Afterwards remove all but this many of the iterations up to this one.
 
@@ -116,30 +136,48 @@ class SaveDirectory:
                 the directory held before is still there, and still what the tracker points at.
             ValueError, TypeError: A tensor or value cannot be stored.
         """
+        writers, final = self._writers, self.path / layout.iteration_name(iteration)
         state = json.dumps(dict(values), allow_nan=False).encode()
-        _check_groups(tensors)
-        num_bytes = len(state) + sum(file_bytes(group) for group in tensors.values())
-        final = self.path / layout.iteration_name(iteration)
-        scratch = self.path / f"{layout.WRITING}{final.name}-{secrets.token_hex(4)}"
-        try:
+        files = _files(tensors, parts or {}, None if writers.size == 1 else writers.rank)
+        own_bytes = sum(file_bytes(file.tensors) for file in files.values())
+        needed = len(state) + sum(writers.exchange(own_bytes))
+        scratch = final.with_name(f"{layout.WRITING}{final.name}-{secrets.token_hex(4)}")
+
+        def prepare() -> str | None:
+            if not self._leads:
+                return None
             if not overwrite_newer:
                 _check_newest(self.path, iteration)
             _check_replaceable(final)
-            _check_space(self.path, num_bytes)
+            _check_space(self.path, needed)
             _restore_displaced(self.path)
-            _write(scratch, iteration, tensors, state)
-            _publish(scratch, final)
-            replace_file(self.path / layout.TRACKER, str(iteration).encode())
-        except OSError as error:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise CheckpointError(
-                f"{final}: could not be written: {error.strerror} "
-                f"({error.filename or scratch.name}); the tracker still points at what was there"
-            ) from error
+            os.mkdir(scratch)
+            return scratch.name
+
+        def write() -> dict[str, Any]:
+            records = {
+                name: write_tensors(scratch / name, file.tensors, file.pieces)
+                for name, file in files.items()
+            }
+            return {name: record_values(record) for name, record in records.items()}
+
+        def publish() -> None:
+            if self._leads:
+                merged = {name: record_of(v) for own in records for name, v in own.items()}
+                _finish(scratch, iteration, merged, state)
+                _publish(scratch, final)
+                replace_file(self.path / layout.TRACKER, str(iteration).encode())
+
+        try:
+            scratch = self.path / together(writers, _reported(prepare, final))[0]
+            records = together(writers, _reported(write, final))
+            together(writers, _reported(publish, final))
         except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
+            if self._leads:
+                shutil.rmtree(scratch, ignore_errors=True)
             raise
-        _clear_superseded(final, iteration, retain_last)
+        if self._leads:
+            _clear_superseded(final, iteration, retain_last)
         return final
 
 
@@ -163,10 +201,44 @@ def save_checkpoint(
         )
 
 
-def _check_groups(tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-    for group in tensors:
+@dataclass(frozen=True)
+class _File:
+    """What goes into one file."""
+
+    tensors: Mapping[str, Tensor]
+    pieces: Mapping[str, Piece]
+
+
+def _files(
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    parts: Mapping[str, Sequence[Part]],
+    writer: int | None,
+) -> dict[str, _File]:
+    """File name -> content, of what this process writes."""
+    files = {}
+    for group in {**tensors, **parts}:
         if not _GROUP_NAME.fullmatch(group):
             raise ValueError(f"tensor group {group!r}: expected lower-case letters, digits and _")
+        own, pieces = named_parts(parts.get(group, ()))
+        name = layout.tensor_file_name(group, writer)
+        files[name] = _File({**tensors.get(group, {}), **own}, pieces)
+    return files
+
+
+def _reported(work: Callable[[], Any], final: Path) -> Callable[[], Any]:
+    """`work`, whose failures of the file system become messages about the checkpoint."""
+
+    def run() -> Any:
+        try:
+            return work()
+        except OSError as error:
+            name = Path(error.filename).name if error.filename else "a file of it"
+            raise CheckpointError(
+                f"{final}: could not be written: {error.strerror} ({name}); the tracker still "
+                "points at what was there"
+            ) from error
+
+    return run
 
 
 def _check_newest(directory: Path, iteration: int) -> None:
@@ -202,17 +274,12 @@ def _size_text(num_bytes: int) -> str:
     return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.2f} MiB"
 
 
-def _write(
-    scratch: Path, iteration: int, tensors: Mapping[str, Mapping[str, Tensor]], state: bytes
-) -> None:
-    os.mkdir(scratch)
-    files = {}
-    for group, members in tensors.items():
-        name = group + layout.TENSORS_SUFFIX
-        files[name] = write_tensors(scratch / name, members)
+def _finish(scratch: Path, iteration: int, files: Mapping[str, FileRecord], state: bytes) -> None:
+    """Writes what makes the files of tensors a checkpoint; the metadata last."""
     write_file(scratch / layout.STATE, state)
-    files[layout.STATE] = FileRecord(len(state), xxhash.xxh3_64_hexdigest(state))
-    write_file(scratch / layout.METADATA, Metadata(iteration, files).encode())
+    record = FileRecord(len(state), xxhash.xxh3_64_hexdigest(state))
+    metadata = Metadata(iteration, {**files, layout.STATE: record})
+    write_file(scratch / layout.METADATA, metadata.encode())
     sync_directory(scratch)
 
 

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megacore.checkpoint.durable import CHUNK_BYTES, created, write_all
+from megacore.checkpoint.pieces import Piece
 from megacore.errors import CheckpointError
 
 DTYPE_NAMES = {
@@ -51,12 +52,14 @@ class FileRecord:
         digest: xxh3_64 of the whole file, hexadecimal.
         header: xxh3_64 of the bytes before the first tensor; None if it is not a tensor file.
         tensors: xxh3_64 of each tensor's bytes.
+        pieces: Where tensors belong that are pieces of larger ones.
     """
 
     num_bytes: int
     digest: str
     header: str | None = None
     tensors: Mapping[str, str] | None = None
+    pieces: Mapping[str, Piece] | None = None
 
 
 def _in_file_order(tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
@@ -103,12 +106,15 @@ def byte_pieces(tensor: Tensor) -> Iterator[memoryview]:
         yield piece.view(torch.uint8).numpy().data
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], pieces: Mapping[str, Piece] | None = None
+) -> FileRecord:
     """Creates a safetensors file, flushed to the device, and returns its checksums.
 
     Args:
         path: File to create; it must not exist.
         tensors: Name -> tensor, any device; not modified and not copied as a whole.
+        pieces: Name -> where the tensor belongs, for those that are pieces of larger ones.
     """
     header = encode_header(tensors)
     whole = xxhash.xxh3_64(header)
@@ -129,31 +135,53 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
         digest=whole.hexdigest(),
         header=xxhash.xxh3_64_hexdigest(header),
         tensors=digests,
+        pieces=pieces or None,
     )
 
 
-def read_tensors(path: Path, record: FileRecord) -> Iterator[tuple[str, Tensor]]:
-    """Verified tensors of a file, one after the other, backed by a private memory map.
+class TensorFile:
+    """An open file of tensors, backed by a private memory map; each is verified when it is read.
+
+    Args:
+        path: The file.
+        record: What the metadata says about it.
 
     Raises:
-        CheckpointError: The file cannot be read, or its header or a tensor is damaged; the message
-            names the file and the tensor.
+        CheckpointError: The file cannot be read, or its size or header is not as recorded.
     """
-    check_size(path, record)
-    check_header(path, record)
-    digests = record.tensors or {}
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            for name in file.keys():  # noqa: SIM118 - not a mapping
-                tensor = file.get_tensor(name)
-                if tensor_digest(tensor) != digests.get(name):
-                    raise CheckpointError(
-                        f"{path}: tensor {name} is damaged: its checksum is not the one stored in "
-                        "metadata.json"
-                    )
-                yield name, tensor
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+
+    def __init__(self, path: Path, record: FileRecord) -> None:
+        self._path = path
+        check_size(path, record)
+        check_header(path, record)
+        self._digests = record.tensors or {}
+        try:
+            self._file = safe_open(path, framework="pt", device="cpu")
+            self.names: tuple[str, ...] = tuple(self._file.keys())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: cannot be read: {error}") from error
+
+    def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Dtype, as the format names it, and shape of a tensor."""
+        piece = self._file.get_slice(name)
+        return piece.get_dtype(), tuple(piece.get_shape())
+
+    def read(self, name: str) -> Tensor:
+        """A tensor.
+
+        Raises:
+            CheckpointError: It is damaged; the message names the file and the tensor.
+        """
+        try:
+            tensor: Tensor = self._file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self._path}: cannot be read: {error}") from error
+        if tensor_digest(tensor) != self._digests.get(name):
+            raise CheckpointError(
+                f"{self._path}: tensor {name} is damaged: its checksum is not the one stored in "
+                "metadata.json"
+            )
+        return tensor
 
 
 def tensor_digest(tensor: Tensor) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 VOCABULARY_WEIGHTS = ("word_embeddings.weight", "output_layer.weight", "output_layer.bias")
 
 
@@ -33,16 +31,9 @@ class VocabularyRows:
             and min(stored[0], wanted[0]) >= self.size
         )
 
-    def copy(self, target: Tensor, stored: Tensor) -> str:
-        """Copies the rows that both have; further rows of the target keep their values.
+    def note(self, stored: int, wanted: int) -> str:
+        """What was done to a weight with `stored` rows, for the log.
 
-        Args:
-            target: [R, ...] tensor of this run.
-            stored: [R', ...] tensor of the checkpoint.
-
-        Returns:
-            What was done, for the log.
+        Rows that both have were copied; further rows of the run kept their values.
         """
-        rows = min(len(target), len(stored))
-        target[:rows].copy_(stored[:rows])
-        return f"{len(stored)} -> {len(target)} rows, vocabulary of {self.size} kept"
+        return f"{stored} -> {wanted} rows, vocabulary of {self.size} kept"
