@@ -3,12 +3,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <string>
 #include <utility>
 
 #include "core/check.h"
 #include "pipeline/action.h"
 #include "pipeline/schedule.h"
+#include "pipeline/schedules.h"
 
 namespace py = pybind11;
 namespace mp = megacore::pipeline;
@@ -109,10 +111,40 @@ void bind_schedule(py::module_& pipeline) {
                  py::arg("num_microbatches"));
 }
 
+void bind_generators(py::module_& pipeline) {
+    pipeline.def(
+        "schedule_names", &mp::schedule_names, "Names of the schedules that make_schedule knows.");
+    pipeline.def(
+        "make_schedule",
+        [](const std::string& name,
+           int num_ranks,
+           int num_microbatches,
+           int num_chunks,
+           int microbatch_group_size,
+           std::optional<mp::Costs> costs) {
+            mp::ScheduleOptions options;
+            options.num_ranks = num_ranks;
+            options.num_microbatches = num_microbatches;
+            options.num_chunks = num_chunks;
+            options.microbatch_group_size = microbatch_group_size;
+            if (costs) options.costs = *costs;
+            return mp::make_schedule(name, options);
+        },
+        py::arg("name"),
+        py::kw_only(),
+        py::arg("num_ranks"),
+        py::arg("num_microbatches"),
+        py::arg("num_chunks") = 0,
+        py::arg("microbatch_group_size") = 0,
+        py::arg("costs") = py::none(),
+        "The compute steps of a schedule. ValueError where it cannot be made.");
+}
+
 }  // namespace
 
 void bind_pipeline(py::module_& parent) {
     py::module_ pipeline = parent.def_submodule("pipeline", "Schedules of pipeline parallelism.");
     bind_action(pipeline);
     bind_schedule(pipeline);
+    bind_generators(pipeline);
 }

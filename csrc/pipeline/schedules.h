@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "pipeline/schedule.h"
+#include "pipeline/simulate.h"
 
 namespace megacore::pipeline {
 
@@ -13,12 +14,14 @@ namespace megacore::pipeline {
 struct ScheduleOptions {
     int num_ranks = 1;
     int num_microbatches = 1;
-    /// Stages per rank; 0 for the schedule's own number (2 for "interleaved" and the V shapes,
-    /// 1 for the others). Only "interleaved" takes other numbers.
+    /// Stages of a chain per rank; 0 for the schedule's own number (2 for "interleaved" and the V
+    /// shapes, 1 for the others). Only "interleaved" takes other numbers.
     int num_chunks = 0;
     /// "interleaved": microbatches that a rank runs through one chunk before it turns to the next,
     /// at least num_ranks; 0 for groups of nearly equal size, as small as that allows.
     int microbatch_group_size = 0;
+    /// What steps cost: "zb-h1", "zb-h2", "zb-v", "v-half" and "v-min" place W by it.
+    Costs costs = {};
 };
 
 /// "gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "zb-v", "v-half", "v-min", "dualpipe",

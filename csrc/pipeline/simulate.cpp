@@ -452,6 +452,8 @@ private:
 
 }  // namespace
 
+void check_costs(const Costs& costs, int num_stages) { stage_costs(costs, num_stages); }
+
 Simulation simulate(const Schedule& schedule, const Costs& costs) {
     return Simulator(schedule, costs).run();
 }

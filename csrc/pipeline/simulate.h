@@ -32,6 +32,10 @@ struct Costs {
     std::vector<double> kept_bytes{};
 };
 
+/// Throws megacore::Error, naming the field, for costs that are not finite and at least 0 or not
+/// one or one per stage.
+void check_costs(const Costs& costs, int num_stages);
+
 /// One step and when it ran. For sends and receives: when the tensor was on its way.
 struct Event {
     Action action;
