@@ -116,8 +116,8 @@ def accumulate(weight: Tensor, compute: Callable[[], Tensor]) -> None:
 
     Args:
         weight: The parameter.
-        compute: Returns the gradient, a new tensor; or is a `partial` of `weight_gradient`, whose product is
-            then added without a temporary tensor where the dtypes allow it.
+        compute: Returns the gradient, a new tensor; or is a `partial` of `weight_gradient`, whose
+            product is then added without a temporary tensor where the dtypes allow it.
     """
     total: Tensor | None = getattr(weight, "main_grad", None)
     if total is None:
@@ -143,7 +143,7 @@ class _DeferredLinear(torch.autograd.Function):
         return F.linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         dx = dy @ weight if ctx.needs_input_grad[0] else None
         dweight = dbias = None
