@@ -19,21 +19,27 @@ from torch import Tensor
 _LEVELS = 1 << 16
 
 
-def keep_mask(shape: torch.Size, drop: float) -> tuple[Tensor, float]:
-    """A random mask from PyTorch's default CPU generator, and the probability of True.
+def keep_mask(
+    shape: torch.Size, drop: float, generator: torch.Generator | None = None
+) -> tuple[Tensor, float]:
+    """A random mask, and the probability of True.
 
     Args:
         shape: Shape of the mask.
         drop: Probability of False, rounded to a multiple of 1/65536.
+        generator: Where random bits come from, and the device of the mask; PyTorch's default CPU
+            generator when not given.
     """
     dropped_levels = min(max(round(drop * _LEVELS), 0), _LEVELS)
     count = math.prod(shape)
-    bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    device = torch.device("cpu") if generator is None else generator.device
+    bits = torch.empty((count + 3) // 4, dtype=torch.int64, device=device)
+    bits.random_(-(2**63), None, generator=generator)
     # Signed 16-bit lanes run from -32768; the lowest `dropped_levels` of them drop.
     levels = bits.view(torch.int16)[:count].view(shape)
     keep_probability = 1.0 - dropped_levels / _LEVELS
     if dropped_levels == _LEVELS:
-        return torch.zeros(shape, dtype=torch.bool), 0.0
+        return torch.zeros(shape, dtype=torch.bool, device=device), 0.0
     return levels >= dropped_levels - _LEVELS // 2, keep_probability
 
 
