@@ -84,17 +84,22 @@ def train(
     model = build(changes, dtype=dtype, recompute=recompute)
     apply_context_parallel(model, group, comm_type=comm_type)  # type: ignore[arg-type]
     torch.manual_seed(seed + group.rank)
+    loss = loss_of(model, group, packed=packed)
+    loss.backward()
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return loss.detach(), grads
+
+
+def loss_of(model: GPTModel, group: Group, *, packed: bool) -> Tensor:
+    """This rank's part of the loss of the whole batch."""
     batch = whole_batch(packed=packed)
     tokens = batch.loss_mask.sum(dtype=torch.float64)
     local = local_batch(batch, group)
     losses = model(
         local.tokens, local.position_ids, labels=local.labels, cu_seqlens=local.cu_seqlens
     )
-    loss = (losses * local.loss_mask).sum() / tokens
-    loss.backward()
-    return loss.detach(), {
-        name: p.grad for name, p in model.named_parameters() if p.grad is not None
-    }
+    total: Tensor = (losses * local.loss_mask).sum() / tokens
+    return total
 
 
 def train_remote(
