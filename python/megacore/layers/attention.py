@@ -89,7 +89,7 @@ class SelfAttention(nn.Module):
         self.recompute_core = recompute_core
         self.recomputed: Recompute = recomputed
         self.layer_scale = layer_idx + 1 if spec.scale_by_layer else 1
-        self.core_attention = CoreAttention(spec, layer_scale=self.layer_scale)
+        self.core_attention: nn.Module = CoreAttention(spec, layer_scale=self.layer_scale)
         qkv_size = (spec.num_heads + 2 * spec.num_groups) * spec.head_dim
         self.linear_qkv = NormLinear(
             spec.hidden_size,

@@ -18,7 +18,8 @@ _CPU_CHUNK_ELEMENTS = 1 << 18
 _GPU_CHUNK_ELEMENTS = 1 << 26
 
 
-def _rows_per_chunk(logits: Tensor) -> int:
+def rows_per_chunk(logits: Tensor) -> int:
+    """Rows of `logits` [M, V] that are worked on at a time."""
     elements = _CPU_CHUNK_ELEMENTS if logits.device.type == "cpu" else _GPU_CHUNK_ELEMENTS
     return max(1, elements // logits.shape[1])
 
@@ -29,7 +30,7 @@ class _CrossEntropy(torch.autograd.Function):
         loss = torch.empty(labels.shape, dtype=compute, device=logits.device)
         # Kept apart, not as one log-sum: the difference to the largest logit is exact or nearly.
         largest, total = torch.empty_like(loss), torch.empty_like(loss)
-        rows = _rows_per_chunk(logits)
+        rows = rows_per_chunk(logits)
         for start in range(0, logits.shape[0], rows):
             part = slice(start, start + rows)
             chunk = logits[part].to(compute)
@@ -49,7 +50,7 @@ class _CrossEntropy(torch.autograd.Function):
         if logits is None:
             raise RuntimeError("cross entropy: a second backward; its logits were overwritten")
         grad = grads[0].to(largest.dtype)
-        rows = _rows_per_chunk(logits)
+        rows = rows_per_chunk(logits)
         for start in range(0, logits.shape[0], rows):
             part = slice(start, start + rows)
             chunk = (logits[part].to(largest.dtype) - largest[part, None]).exp_()

@@ -44,6 +44,11 @@ def lookup(table: Tensor, indices: Tensor) -> Tensor:
     return F.embedding(indices, table)
 
 
+def widened(x: Tensor) -> Tensor:
+    """`x` in float32, as a residual stream is kept; float64 stays."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 class Table(nn.Module):
     """An embedding table: one `weight` [rows, width].
 
@@ -71,7 +76,7 @@ class Embedding(nn.Module):
         hidden_size: Width of both tables.
         num_positions: Rows of the position table; None for no learned positions.
         dropout: Drop probability in training.
-        fp32_residual: Return float32 whatever the dtype of the tables.
+        fp32_residual: Return float32 whatever the dtype of the tables (but float64).
         dtype: Dtype of the tables.
         device: Device of the tables.
     """
@@ -88,7 +93,7 @@ class Embedding(nn.Module):
         device: torch.device | str | None,
     ) -> None:
         super().__init__()
-        self.dropout = Dropout(dropout)
+        self.dropout: nn.Module = Dropout(dropout)
         self.fp32_residual = fp32_residual
         self.word_embeddings = Table(vocab_size, hidden_size, dtype=dtype, device=device)
         self.position_embeddings: Table | None = None
@@ -101,6 +106,6 @@ class Embedding(nn.Module):
         if self.position_embeddings is not None:
             x = x + self.position_embeddings(position_ids)
         if self.fp32_residual:
-            x = x.float()
+            x = widened(x)
         dropped: Tensor = self.dropout(x)
         return dropped

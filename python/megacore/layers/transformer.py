@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from megacore.layers.attention import AttentionContext, SelfAttention
 from megacore.layers.dropout import Dropout
+from megacore.layers.embedding import widened
 from megacore.layers.mlp import MLP
 from megacore.layers.norm import Norm
 from megacore.layers.recompute import Recompute, recomputed
@@ -33,7 +34,7 @@ class TransformerLayer(nn.Module):
             spec, layer_idx=layer_idx, recompute_core=recompute_core, dtype=dtype, device=device
         )
         self.mlp = MLP(spec, dtype=dtype, device=device)
-        self.hidden_dropout = Dropout(spec.hidden_dropout)
+        self.hidden_dropout: nn.Module = Dropout(spec.hidden_dropout)
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         """Map the residual stream `x` [B, S, H] to the next one."""
@@ -45,7 +46,7 @@ class TransformerLayer(nn.Module):
     def _add(self, x: Tensor, normed: Tensor, branch: Tensor) -> Tensor:
         residual = normed if self.spec.residual_after_norm else x
         total: Tensor = residual + self.hidden_dropout(branch)
-        return total.float() if self.spec.fp32_residual else total
+        return widened(total) if self.spec.fp32_residual else total
 
 
 Layers = Callable[[Tensor, AttentionContext], Tensor]

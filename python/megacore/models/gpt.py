@@ -116,7 +116,7 @@ class GPTModel(nn.Module):
             dtype=dtype,
             device=device,
         )
-        self.loss = TokenLoss(in_half=fp16_lm_cross_entropy)
+        self.loss: nn.Module = TokenLoss(in_half=fp16_lm_cross_entropy)
 
     def forward(
         self,

@@ -1,0 +1,162 @@
+"""Word embedding and cross entropy of a vocabulary that is split over the processes of a group.
+
+Each process has a range of consecutive rows of the table, and so the logits of a range of
+consecutive words. Only a few numbers per token are exchanged for the loss, never logits.
+
+Source: Shoeybi et al., "Megatron-LM" (2019), section 3 (embedding and cross entropy).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from megacore.errors import UsageError
+from megacore.layers.cross_entropy import rows_per_chunk
+from megacore.layers.embedding import lookup
+from megacore.parallel.collectives import reduce, reduce_scatter, start_all_reduce
+from megacore.parallel.groups import Group
+from megacore.parallel.pieces import SEQUENCE
+
+
+def check_ids(ids: Tensor, vocab_size: int, what: str) -> None:
+    """Refuse ids that no process has: they would silently count as zeros.
+
+    On a GPU, where reading a value would stop the host, the check runs on the device and its
+    failure is that of a kernel.
+
+    Args:
+        ids: [...] int64.
+        vocab_size: They must lie in [0, vocab_size).
+        what: "token" or "label", for the message.
+
+    Raises:
+        UsageError: An id lies outside; the message names the first one.
+    """
+    good = (ids >= 0) & (ids < vocab_size)
+    if ids.device.type != "cpu":
+        torch._assert_async(good.all(), f"a {what} lies outside the vocabulary")
+    elif not bool(good.all()):
+        first = ids[~good][0].item()
+        raise UsageError(
+            f"{what} {first} lies outside the vocabulary of {vocab_size} words (padding included)"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitLookup:
+    """Looks words up in a table of which each process has consecutive rows.
+
+    Attributes:
+        group: The processes that have the parts.
+        sequence: Return this process's part of the sequence only.
+    """
+
+    group: Group
+    sequence: bool
+
+    def __call__(self, table: Tensor, tokens: Tensor) -> Tensor:
+        """Rows `tokens` [B, S] of the whole table.
+
+        Args:
+            table: [V / size, H], this process's rows.
+            tokens: [B, S] int64.
+
+        Returns:
+            [B, S, H], or [B, S / size, H] with `sequence`.
+
+        Raises:
+            UsageError: A token lies outside the vocabulary.
+        """
+        rows = table.shape[0]
+        check_ids(tokens, rows * self.group.size, "token")
+        local, elsewhere = local_ids(tokens, rows, self.group.rank)
+        found = lookup(table, local).masked_fill(elsewhere[..., None], 0.0)
+        if self.sequence:
+            return reduce_scatter(found, self.group, SEQUENCE)
+        return reduce(found, self.group)
+
+
+def local_ids(ids: Tensor, rows: int, rank: int) -> tuple[Tensor, Tensor]:
+    """Row of each id in this process's part, and where another has it (there the row is 0)."""
+    local = ids - rank * rows
+    elsewhere = (local < 0) | (local >= rows)
+    return local.masked_fill(elsewhere, 0), elsewhere
+
+
+class SplitTokenLoss(nn.Module):
+    """Cross entropy of every token, from logits of which each process has consecutive words.
+
+    Args:
+        group: The processes that have the parts.
+        in_half: Compute in float16 when the logits are float16.
+    """
+
+    def __init__(self, group: Group, *, in_half: bool) -> None:
+        super().__init__()
+        self.group = group
+        self.in_half = in_half
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Losses [B, S] of `logits` [B, S, V / size], which are consumed, for `labels` [B, S].
+
+        The losses are the same on every process. As in one process, backward writes the gradient
+        over the logits.
+
+        Raises:
+            UsageError: A label lies outside the vocabulary.
+        """
+        check_ids(labels, logits.shape[-1] * self.group.size, "label")
+        compute = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        if self.in_half and logits.dtype == torch.float16:
+            compute = torch.float16
+        losses = _CrossEntropy.apply(logits.flatten(0, 1), labels.reshape(-1), compute, self.group)
+        assert isinstance(losses, Tensor)
+        return losses.view(labels.shape)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, labels: Tensor, compute: torch.dtype, group: Group
+    ) -> Tensor:
+        local, elsewhere = local_ids(labels, logits.shape[1], group.rank)
+        largest = torch.empty(labels.shape, dtype=compute, device=logits.device)
+        rows = rows_per_chunk(logits)
+        parts = [slice(start, start + rows) for start in range(0, logits.shape[0], rows)]
+        for part in parts:
+            torch.amax(logits[part].to(compute), dim=1, out=largest[part])
+        group.all_reduce(largest, "max")
+        # [2, M]: the sum of the exponentials, and the label's logit, which one process has.
+        sums = torch.empty((2, *labels.shape), dtype=compute, device=logits.device)
+        total, chosen = sums.unbind(0)
+        for part in parts:
+            chunk = logits[part].to(compute) - largest[part, None]
+            chosen[part] = chunk.gather(1, local[part, None])[:, 0]
+            torch.sum(chunk.exp_(), dim=1, out=total[part])
+        chosen.masked_fill_(elsewhere, 0.0)
+        start_all_reduce(sums, group)()
+        loss = total.log() - chosen
+        ctx.save_for_backward(local, elsewhere, largest, total)
+        ctx.logits = logits
+        return loss.float() if compute == torch.float16 else loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        local, elsewhere, largest, total = ctx.saved_tensors
+        logits, ctx.logits = ctx.logits, None
+        if logits is None:
+            raise RuntimeError("cross entropy: a second backward; its logits were overwritten")
+        grad = grads[0].to(largest.dtype)
+        at_label = grad.masked_fill(elsewhere, 0.0).neg_()
+        rows = rows_per_chunk(logits)
+        for start in range(0, logits.shape[0], rows):
+            part = slice(start, start + rows)
+            chunk = (logits[part].to(largest.dtype) - largest[part, None]).exp_()
+            chunk.mul_((grad[part] / total[part])[:, None])
+            chunk.scatter_add_(1, local[part, None], at_label[part, None])
+            logits[part] = chunk
+        return logits, None, None, None
