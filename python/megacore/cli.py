@@ -19,7 +19,6 @@ from megacore.errors import (
     EXIT_FAILURE,
     EXIT_OK,
     EXIT_SIGINT,
-    ConfigError,
     Information,
     MegacoreError,
     UsageError,
@@ -135,8 +134,7 @@ def run(function: Main, argv: Sequence[str]) -> int:
         if debug:
             logging.getLogger("megacore").error("", exc_info=True)
         report_to_launcher(error)
-        # A configuration is equally wrong in every process; once is enough to read.
-        if not isinstance(error, ConfigError) or speaks_for_all():
+        if not error.is_common or speaks_for_all():
             print(_message(error), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

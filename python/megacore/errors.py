@@ -17,9 +17,15 @@ EXIT_SIGTERM = 143
 
 
 class MegacoreError(Exception):
-    """A failure that is reported as one clear message, without a traceback."""
+    """A failure that is reported as one clear message, without a traceback.
+
+    Attributes:
+        exit_code: Of the process.
+        is_common: Every process of a run ends with the same message, so that once is enough.
+    """
 
     exit_code = EXIT_FAILURE
+    is_common = False
 
 
 class DataError(MegacoreError):
@@ -118,6 +124,8 @@ class Fault:
 
 class ConfigError(UsageError):
     """One or more faults of a configuration, all of those that could be found at once."""
+
+    is_common = True
 
     def __init__(self, faults: Sequence[Fault]) -> None:
         self.faults = tuple(faults)

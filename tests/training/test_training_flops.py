@@ -7,12 +7,11 @@ import dataclasses
 import pytest
 
 from megacore.models.config import ModelConfig, RecomputeConfig
-from megacore.training.flops import (
-    ModelShape,
+from megacore.training.flops import ModelShape, recompute_flops, training_flops
+from megacore.training.footprint import (
+    Footprint,
     format_theoretical_memory,
-    recompute_flops,
     selective_activation_bytes,
-    training_flops,
     weight_and_optimizer_bytes,
 )
 
@@ -31,6 +30,7 @@ PLAIN = ModelShape(
 GROUPED = dataclasses.replace(
     PLAIN, groups=2, head_width=16, ffn=100, swiglu=True, untied=True, padded_vocab=384
 )
+TWO = Footprint(micro_batch_size=2)
 
 
 def forward_flops(shape: ModelShape, batch: int, *, causal: bool = False) -> int:
@@ -77,22 +77,49 @@ def test_weight_memory_counts_matrices_norms_and_embeddings(shape: ModelShape) -
     # Two norms of two vectors per layer, and the last one.
     parameters = shape.layers * (matrices + 4 * shape.hidden) + 2 * shape.hidden
     parameters += shape.padded_vocab * shape.hidden * (2 if shape.untied else 1)
-    assert weight_and_optimizer_bytes(shape) == pytest.approx(18 * parameters, rel=1e-12)
-    sharded = weight_and_optimizer_bytes(shape, data_parallel_size=4, distributed_optimizer=True)
+    assert weight_and_optimizer_bytes(shape, Footprint()) == pytest.approx(
+        18 * parameters, rel=1e-12
+    )
+    sharded = weight_and_optimizer_bytes(shape, Footprint(sharded=4))
     assert sharded == pytest.approx((6 + 12 / 4) * parameters, rel=1e-12)
+
+
+def test_memory_of_the_first_stage_of_a_split_model() -> None:
+    split = Footprint(
+        micro_batch_size=2,
+        num_microbatches=8,
+        tensor_parallel=4,
+        pipeline_parallel=3,
+        context_parallel=2,
+        sharded=5,
+    )
+    layers = 2 * 3 * 48**2 * (2 + PLAIN.ffn / 48 + 2 / 48 + 1 / (3 * 48))
+    expected = (layers / 3 + 128 * 48) / 4 * (6 + 12 / 5)
+    assert weight_and_optimizer_bytes(PLAIN, split) == pytest.approx(expected, rel=1e-12)
+    # One matrix on the first stage, whether the last one has another or the same.
+    untied = dataclasses.replace(PLAIN, untied=not PLAIN.untied)
+    assert weight_and_optimizer_bytes(untied, split) == pytest.approx(expected, rel=1e-12)
+    tokens = 40 * 2
+    whole = tokens * 48 * (18 + 4 * PLAIN.ffn / 48) * 3 + 3 * (8 + 48) * tokens
+    assert selective_activation_bytes(PLAIN, split) == pytest.approx(whole / 8, rel=1e-12)
+    few = dataclasses.replace(split, num_microbatches=2)
+    assert selective_activation_bytes(PLAIN, few) == pytest.approx(whole / 8 * 2 / 3, rel=1e-12)
+    virtual = dataclasses.replace(split, stages_per_process=2)
+    larger = whole / 8 * (1 + 2 / 6)
+    assert selective_activation_bytes(PLAIN, virtual) == pytest.approx(larger, rel=1e-12)
 
 
 def test_activation_memory_of_a_worked_example() -> None:
     # s b h = 40*2*48 = 3840; 3840*(18 + 16)*3 + 8*80 + 3840 + 3840*4*(1 + 128/48)
     expected = 3840 * 34 * 3 + 640 + 3840 + 3840 * 4 * (1 + 128 / 48)
-    assert selective_activation_bytes(PLAIN, 2) == pytest.approx(expected, rel=1e-12)
+    assert selective_activation_bytes(PLAIN, TWO) == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_memory_line() -> None:
-    line = format_theoretical_memory(PLAIN, 2, selective_recompute=False)
-    megabytes = weight_and_optimizer_bytes(PLAIN) / 2**20
+    line = format_theoretical_memory(PLAIN, TWO, selective_recompute=False)
+    megabytes = weight_and_optimizer_bytes(PLAIN, TWO) / 2**20
     assert line == f"Theoretical memory footprints: weight and optimizer={megabytes:.2f} MB"
-    both = format_theoretical_memory(PLAIN, 2, selective_recompute=True)
+    both = format_theoretical_memory(PLAIN, TWO, selective_recompute=True)
     assert both.startswith(line + ", activation=")
     assert ", total=" in both
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+import torch
 
 from megacore.data import (
     Batch,
@@ -14,6 +16,9 @@ from megacore.data import (
     build_loader,
 )
 from megacore.data.tokenizers import Tokenizer
+from megacore.errors import DataError
+from megacore.parallel.groups import Group, ParallelGroups, single_process_groups
+from megacore.training.agreement import any_of
 from megacore.training.run_config import RunConfig
 from megacore.training.run_state import RunState
 
@@ -55,6 +60,8 @@ def build_batches(
     state: RunState,
     wanted: tuple[int | None, int | None, int | None],
     vocab_rows: int,
+    groups: ParallelGroups | None = None,
+    device: torch.device | None = None,
 ) -> Batches:
     """Build the datasets, and start reading where the counters stand.
 
@@ -64,13 +71,25 @@ def build_batches(
         state: Counters.
         wanted: As `samples_wanted` gave.
         vocab_rows: Rows of the word embedding; every token id is checked against it.
+        groups: The groups of this process; None for a run of one. Replicas read different samples,
+            the processes of one replica all the same.
+        device: Where the groups' backend wants its tensors; None: the CPU.
 
     Raises:
         DataError: A dataset cannot be read, or has nothing for a split that is wanted.
     """
-    datasets: Datasets = build_datasets(
-        run.data, tokenizer, seed=run.training.seed, num_samples=wanted
-    )
+    groups = groups or single_process_groups()
+
+    def build(may_build: bool) -> Datasets:
+        return build_datasets(
+            run.data,
+            tokenizer,
+            seed=run.training.seed,
+            num_samples=wanted,
+            may_build=may_build,
+        )
+
+    datasets = _first_alone(build, groups.world, device or torch.device("cpu"))
 
     def read(
         dataset: GPTDataset | BlendedDataset | None, samples: int | None, consumed: int
@@ -83,6 +102,8 @@ def build_batches(
             micro_batch_size=int(run.batch.micro_batch_size or 1),
             consumed_samples=consumed,
             vocab_size=vocab_rows,
+            data_parallel_rank=groups.dp.rank,
+            data_parallel_size=groups.dp.size,
         )
 
     return Batches(
@@ -90,3 +111,34 @@ def build_batches(
         valid=read(datasets.valid, wanted[1], state.consumed_valid_samples),
         test=read(datasets.test, wanted[2], 0),
     )
+
+
+class _FirstFailedError(DataError):
+    """The first process could not build the datasets and has said why."""
+
+    is_common = True
+
+
+def _first_alone(build: Callable[[bool], Datasets], world: Group, device: torch.device) -> Datasets:
+    """The datasets; the first process builds the indices while the others wait to find them.
+
+    Args:
+        build: Opens the datasets; the argument says whether indices may be built.
+        world: All processes.
+        device: Where the group's backend wants its tensors.
+    """
+    if world.size == 1:
+        return build(True)
+    datasets: Datasets | None = None
+    failure: DataError | None = None
+    if world.is_first:
+        try:
+            datasets = build(True)
+        except DataError as error:
+            failure = error
+    failed = any_of(failure is not None, world, device)
+    if failure is not None:
+        raise failure
+    if failed:
+        raise _FirstFailedError("rank 0 could not build the datasets")
+    return build(False) if datasets is None else datasets

@@ -1,4 +1,4 @@
-"""Floating-point operations and theoretical memory of a dense GPT.
+"""Floating-point operations of a dense GPT.
 
 B sequences of a batch, S sequence length, L layers, h hidden size, n heads, g query groups,
 d head width, f feed-forward width, V padded vocabulary.
@@ -98,49 +98,3 @@ def recompute_flops(shape: ModelShape, batch_size: int, recompute: RecomputeConf
         layers = min(layers, recompute.recompute_num_layers or layers)
     per_layer = (1 + shape.groups / shape.heads + attention) * shape.query_ratio + shape.ffn_ratio
     return forward_unit * layers * per_layer
-
-
-def weight_and_optimizer_bytes(
-    shape: ModelShape, *, data_parallel_size: int = 1, distributed_optimizer: bool = False
-) -> float:
-    """Bytes of weights, gradients and Adam state: 18 per parameter, or 6 + 12/dp when sharded.
-
-    Parameters are counted as 2 L h^2 [ (1 + g/n) d n/h + f/h (1.5 if gated) + 2/h + 1/(L h) ]
-    plus V h for each embedding matrix, which leaves biases and positions out.
-    """
-    per_parameter = 6 + 12 / data_parallel_size if distributed_optimizer else 18.0
-    layer_bracket = (
-        (1 + shape.groups / shape.heads) * shape.query_ratio
-        + shape.ffn_ratio
-        + 2 / shape.hidden
-        + 1 / (shape.layers * shape.hidden)
-    )
-    in_layers = 2 * shape.layers * shape.hidden**2 * layer_bracket
-    in_embeddings = shape.padded_vocab * shape.hidden * (2 if shape.untied else 1)
-    return (in_layers + in_embeddings) * per_parameter
-
-
-def selective_activation_bytes(shape: ModelShape, micro_batch_size: int) -> float:
-    """Bytes of activations with selective recompute on one device (half-precision activations).
-
-    s b h [ (18 + 4 f/h) L + 1 + 4 (1 + V/h) ] + 8 s b
-
-    Source: Korthikanti et al., Reducing Activation Recomputation in Large Transformer Models
-    (2022), section 4.
-    """
-    tokens = shape.seq_length * micro_batch_size
-    in_layers = (18 + 4 * shape.ffn / shape.hidden) * shape.layers
-    around_layers = 1 + 4 * (1 + shape.padded_vocab / shape.hidden)
-    return tokens * shape.hidden * (in_layers + around_layers) + 8 * tokens
-
-
-def format_theoretical_memory(
-    shape: ModelShape, micro_batch_size: int, *, selective_recompute: bool
-) -> str:
-    """The line printed after the first log line; activations are known for selective recompute."""
-    weights = weight_and_optimizer_bytes(shape) / MEBIBYTE
-    text = f"Theoretical memory footprints: weight and optimizer={weights:.2f} MB"
-    if selective_recompute:
-        activations = selective_activation_bytes(shape, micro_batch_size) / MEBIBYTE
-        text += f", activation={activations:.2f} MB, total={weights + activations:.2f} MB"
-    return text

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from megacore.models.gpt import GPTModel
 from megacore.optim import MicrobatchCalculator, Optimizer, ParamScheduler, build_optimizer
 from megacore.optim.config import PrecisionConfig
+from megacore.parallel.apply import ParallelModel, build_parallel_model
+from megacore.parallel.groups import ParallelGroups
 from megacore.training.run_config import RunConfig
 
 
@@ -16,7 +17,7 @@ from megacore.training.run_config import RunConfig
 class Learner:
     """What training changes, apart from counters and random states."""
 
-    model: GPTModel
+    model: ParallelModel
     optimizer: Optimizer
     scheduler: ParamScheduler
 
@@ -28,21 +29,53 @@ def parameter_dtype(precision: PrecisionConfig) -> torch.dtype:
     return torch.float16 if precision.fp16 else torch.float32
 
 
-def build_model(run: RunConfig, *, padded_vocab_size: int, device: torch.device) -> GPTModel:
-    """The model on the device, its parameters not yet filled."""
-    return GPTModel(
+def build_model(
+    run: RunConfig,
+    groups: ParallelGroups,
+    *,
+    padded_vocab_size: int,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+) -> ParallelModel:
+    """This process's part of the model, on the device, with initial weights.
+
+    Args:
+        run: Resolved settings.
+        groups: The groups of this process.
+        padded_vocab_size: Rows of the word embedding.
+        device: Where it goes.
+        dtype: Of parameters and activations; by default what the settings say.
+    """
+    return build_parallel_model(
         run.model,
+        parallel=run.parallel,
+        groups=groups,
         padded_vocab_size=padded_vocab_size,
         recompute=run.recompute,
-        dtype=parameter_dtype(run.precision),
+        dtype=dtype or parameter_dtype(run.precision),
         device=device,
+        seed=run.training.seed,
         fp16_lm_cross_entropy=run.precision.fp16_lm_cross_entropy,
     )
 
 
-def build_learner(run: RunConfig, model: GPTModel, batch_sizes: MicrobatchCalculator) -> Learner:
+def build_learner(
+    run: RunConfig,
+    model: ParallelModel,
+    batch_sizes: MicrobatchCalculator,
+    groups: ParallelGroups,
+) -> Learner:
     """Optimizer and schedule around a model."""
-    optimizer = build_optimizer(model, optimizer=run.optimizer, precision=run.precision)
+    optimizer = build_optimizer(
+        model.chunks(),
+        optimizer=run.optimizer,
+        precision=run.precision,
+        layouts=model.layouts,
+        groups=groups,
+        parallel=run.parallel,
+        average_gradients=not run.training.calculate_per_token_loss,
+        tied_embeddings=model.has_tied_copies,
+    )
     training = run.training
     # Evaluation alone may come without a length; its schedule is never read.
     iterations = None if training.train_samples else max(1, training.train_iters or 1)

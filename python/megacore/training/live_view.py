@@ -27,13 +27,17 @@ class Screen:
     Args:
         live: Allow the live view.
         stream: Where lines go; the live view appears only when it is a terminal.
+        silent: Show nothing: this is not the process that speaks for the run.
     """
 
-    def __init__(self, *, live: bool = True, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, *, live: bool = True, stream: TextIO | None = None, silent: bool = False
+    ) -> None:
         self._stream = stream if stream is not None else sys.stdout
+        self._silent = silent
         self._live: Live | None = None
         self._losses: deque[float] = deque(maxlen=CURVE_POINTS)
-        if live and self._stream.isatty():
+        if live and not silent and self._stream.isatty():
             console = Console(file=self._stream)
             self._live = Live(console=console, auto_refresh=False, transient=False)
 
@@ -60,7 +64,7 @@ class Screen:
         """Print `text`, which may hold several lines, at once."""
         if self._live is not None:
             self._live.console.print(Text(text), soft_wrap=True)
-        else:
+        elif not self._silent:
             print(text, file=self._stream, flush=True)
 
     def update(self, *, done: int, total: int, loss: float, figures: Mapping[str, str]) -> None:

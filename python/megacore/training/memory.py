@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from megacore.parallel.groups import Group
+from megacore.training.agreement import gathered
 from megacore.training.flops import MEBIBYTE
 
 
@@ -21,6 +23,7 @@ class MemoryUse:
         allocated: Bytes in use now.
         peak: Highest value so far.
         reserved: CUDA: bytes the allocator holds; RSS: the same as `allocated`.
+        peak_reserved: Highest value of it so far.
         blocks: CUDA: live allocations; RSS: 0.
     """
 
@@ -28,6 +31,7 @@ class MemoryUse:
     allocated: int
     peak: int
     reserved: int
+    peak_reserved: int
     blocks: int
 
 
@@ -40,13 +44,25 @@ def memory_use(device: torch.device) -> MemoryUse:
             int(stats["allocated_bytes.all.current"]),
             int(stats["allocated_bytes.all.peak"]),
             int(stats["reserved_bytes.all.current"]),
+            int(stats["reserved_bytes.all.peak"]),
             int(stats["allocation.all.current"]),
         )
     # ru_maxrss counts KiB on Linux and bytes on macOS.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak *= 1 if sys.platform == "darwin" else 1024
     now = _resident_bytes() or peak
-    return MemoryUse("RSS", now, max(now, peak), now, 0)
+    return MemoryUse("RSS", now, max(now, peak), now, max(now, peak), 0)
+
+
+def memory_everywhere(device: torch.device, group: Group) -> dict[int, MemoryUse]:
+    """Rank in the run -> what that process uses, for the members of a group; all call it."""
+    use = memory_use(device)
+    row = [use.allocated, use.peak, use.reserved, use.peak_reserved, use.blocks]
+    rows = gathered(row, group, device)
+    return {
+        rank: MemoryUse(use.kind, *(int(value) for value in values))
+        for rank, values in zip(group.ranks, rows, strict=True)
+    }
 
 
 def _resident_bytes() -> int | None:
@@ -57,16 +73,14 @@ def _resident_bytes() -> int | None:
     return pages * resource.getpagesize()
 
 
-def format_memory(device: torch.device, iteration: int, *, rank: int = 0) -> str:
-    """The allocator report that follows the first log line."""
-    use = memory_use(device)
+def format_memory(use: MemoryUse, iteration: int, *, rank: int = 0) -> str:
+    """The line about one process in the allocator report that follows the first log line."""
     text = f"[Rank {rank}] (after {iteration} iterations) memory (MB)"
     text += f" | allocated: {use.allocated / MEBIBYTE:.1f}"
     text += f" | max allocated: {use.peak / MEBIBYTE:.1f}"
-    if device.type == "cuda":
-        most = torch.cuda.max_memory_reserved(device)
+    if use.kind == "CUDA":
         text += f" | reserved: {use.reserved / MEBIBYTE:.1f}"
-        text += f" | max reserved: {most / MEBIBYTE:.1f}"
+        text += f" | max reserved: {use.peak_reserved / MEBIBYTE:.1f}"
     else:
         text += " | resident memory of the process"
     return text

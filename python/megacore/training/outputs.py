@@ -52,8 +52,13 @@ def open_outputs(
     state: RunState,
     arguments: Mapping[str, Any],
     started: datetime,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Outputs:
     """Open everything that the settings ask for; the stack closes it.
+
+    Only the first process writes what is said once; the settings (`--config-logger-dir`) are
+    written by each.
 
     Args:
         run: Resolved settings.
@@ -61,9 +66,14 @@ def open_outputs(
         state: Counters at the start of this process.
         arguments: Settings shown with a W&B run.
         started: When this process started.
+        rank: Rank of this process.
+        world_size: Number of processes.
     """
     if run.logging.config_logger_dir:
-        dump_configs(run, Path(run.logging.config_logger_dir))
+        dump_configs(run, Path(run.logging.config_logger_dir), rank=rank)
+    job = JobStart(started, state.floating_point_operations)
+    if rank != 0:
+        return Outputs([], None, None, job)
     writers = open_writers(run.logging, settings=arguments, resume=state.iteration > 0)
     for writer in writers:
         stack.callback(writer.close)
@@ -72,10 +82,9 @@ def open_outputs(
     if path is not None:
         json_lines = JsonLinesWriter(path)
         stack.callback(json_lines.close)
-    job = JobStart(started, state.floating_point_operations)
     progress = None
     if run.logging.log_progress and run.checkpoint.save is not None:
-        progress = ProgressLog(Path(run.checkpoint.save), job_id=job_id(), world_size=1)
+        progress = ProgressLog(Path(run.checkpoint.save), job_id=job_id(), world_size=world_size)
         progress.append(STARTED, started)
     return Outputs(writers, json_lines, progress, job)
 

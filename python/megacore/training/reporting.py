@@ -13,8 +13,10 @@ import torch
 
 from megacore.config.layers import Origin
 from megacore.optim import Rates
+from megacore.parallel.groups import ParallelGroups, single_process_groups
 from megacore.training.config import LoggingConfig
-from megacore.training.flops import MEBIBYTE, format_theoretical_memory
+from megacore.training.flops import MEBIBYTE
+from megacore.training.footprint import Footprint, format_theoretical_memory
 from megacore.training.live_view import Screen
 from megacore.training.log_line import (
     FIELD_OF_NAME,
@@ -23,7 +25,7 @@ from megacore.training.log_line import (
     format_validation,
     perplexity,
 )
-from megacore.training.memory import format_memory, memory_use
+from megacore.training.memory import format_memory, memory_everywhere, memory_use
 from megacore.training.outputs import Outputs
 from megacore.training.run_state import RunState
 from megacore.training.speed import Speed, SpeedModel
@@ -91,6 +93,9 @@ class IterationReport:
 class Reporter:
     """Writes everything that a run says about its progress.
 
+    Every process of a run has one, since some figures come from all of them; only the first
+    process has a screen that shows and outputs that write.
+
     Args:
         logging: What is logged and how often.
         screen: Prints lines.
@@ -99,8 +104,8 @@ class Reporter:
         speed: Turns time into speed.
         device: Where training runs.
         train_iters: Iteration at which training ends.
-        micro_batch_size: Sequences of one micro-batch (for the memory report).
-        world_size: Number of devices.
+        footprint: What the memory of the most loaded process is estimated from.
+        groups: The groups of this process; None for a run of one process.
     """
 
     def __init__(
@@ -113,8 +118,8 @@ class Reporter:
         speed: SpeedModel,
         device: torch.device,
         train_iters: int,
-        micro_batch_size: int,
-        world_size: int = 1,
+        footprint: Footprint,
+        groups: ParallelGroups | None = None,
     ) -> None:
         self._logging = logging
         self._screen = screen
@@ -124,8 +129,10 @@ class Reporter:
         self._speed = speed
         self._device = device
         self._train_iters = train_iters
-        self._micro_batch_size = micro_batch_size
-        self._world_size = world_size
+        self._footprint = footprint
+        self._groups = groups or single_process_groups()
+        # Not whether this process has writers: scalars need figures of all processes.
+        self._wants_scalars = bool(logging.tensorboard_dir or logging.wandb_project)
         self._interval = Interval()
         self._memory_reported = False
         self._live_at = 0.0
@@ -166,14 +173,14 @@ class Reporter:
     def wants_params_norm(self, iteration: int) -> bool:
         """Whether the parameter norm of this iteration will be shown."""
         shown = iteration % self._logging.log_interval == 0 or (
-            bool(self._writers) and iteration % self._logging.tensorboard_log_interval == 0
+            self._wants_scalars and iteration % self._logging.tensorboard_log_interval == 0
         )
         return self._logging.log_params_norm and shown
 
     def iteration(self, state: RunState, report: IterationReport, *, force: bool = False) -> None:
         """Report one iteration; `force` prints a log line whatever the interval."""
         self._interval.add(report.outcome, samples=report.batch_size)
-        if self._writers and state.iteration % self._logging.tensorboard_log_interval == 0:
+        if self._wants_scalars and state.iteration % self._logging.tensorboard_log_interval == 0:
             self._write_scalars(state, report)
         if force or state.iteration % self._logging.log_interval == 0:
             self._log(state, report)
@@ -189,7 +196,7 @@ class Reporter:
         if logging.log_loss_scale_to_tensorboard:
             both["loss-scale"] = report.loss_scale
         if logging.log_world_size_to_tensorboard:
-            both["world-size"] = self._world_size
+            both["world-size"] = self._groups.world_size
         optional = {
             "grad-norm": outcome.grad_norm,
             "num-zeros": outcome.num_zeros,
@@ -207,10 +214,10 @@ class Reporter:
             alone["mem-allocated-bytes"] = use.allocated
             alone["mem-allocated-count"] = use.blocks
         if logging.log_timers_to_tensorboard:
-            times = self._timers.milliseconds(
+            times = self._timers.everywhere(
                 ITERATION_TIMERS, normalizer=1000.0 * self._interval.iterations, reset=False
             )
-            alone.update({f"{name}-time": seconds for name, seconds in times.items()})
+            alone.update({f"{name}-time": max(seconds) for name, seconds in times.items()})
         self._to_writers(state, both, alone)
 
     def _to_writers(
@@ -286,13 +293,13 @@ class Reporter:
 
     def _report_memory(self, iteration: int) -> None:
         self._memory_reported = True
+        selective = self._speed.recompute.recompute_granularity == "selective"
         line = format_theoretical_memory(
-            self._speed.shape,
-            self._micro_batch_size,
-            selective_recompute=self._speed.recompute.recompute_granularity == "selective",
+            self._speed.shape, self._footprint, selective_recompute=selective
         )
         self._screen.line(line)
-        self._screen.line(format_memory(self._device, iteration))
+        for rank, use in memory_everywhere(self._device, self._groups.model).items():
+            self._screen.line(format_memory(use, iteration, rank=rank))
 
     def _json_values(
         self, record: IterationRecord, speed: Speed, seconds_left: float

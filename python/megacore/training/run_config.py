@@ -11,13 +11,16 @@ from megacore.config.faults import fault, required
 from megacore.config.layers import Origin
 from megacore.config.parser import Parsed, merge_faults, read_layers, show_notes
 from megacore.config.report import flat_values, format_config
-from megacore.config.settings import refuse, settings_of
+from megacore.config.settings import refuse, settings_of, value_faults
 from megacore.data.config import DataConfig, TokenizerConfig
 from megacore.errors import Fault, Information
 from megacore.models.config import ModelConfig, RecomputeConfig
 from megacore.optim.config import OptimizerConfig, PrecisionConfig, ScheduleConfig
 from megacore.parallel.config import ParallelConfig
-from megacore.parallel.launch import launch_faults
+from megacore.parallel.launch import launch_faults, launched_world_size
+from megacore.parallel.rules import grid_faults, model_faults, schedule_faults
+from megacore.parallel.supported import notes as parallel_notes
+from megacore.parallel.supported import unsupported
 from megacore.training.config import BatchConfig, LoggingConfig, ProfileConfig, TrainingConfig
 
 DESCRIPTION = "Train a GPT. Flags have Megatron-LM's names; with - or _ between the words."
@@ -92,10 +95,15 @@ class RunConfig:
     def faults(self) -> Iterator[Fault]:
         """Every rule that the values break: inside components, and between them."""
         for component in self.components:
-            yield from component.faults()
+            if component is self.batch:
+                replicas = self.parallel.data_parallel_size
+                yield from self.batch.faults(data_parallel_size=replicas)
+            else:
+                yield from component.faults()
         yield from self._model_rules()
         yield from self._length_rules()
         yield from self._schedule_rules()
+        yield from self._parallel_rules()
 
     def _model_rules(self) -> Iterator[Fault]:
         length, positions = self.data.length, self.model.max_position_embeddings
@@ -158,6 +166,15 @@ class RunConfig:
             if anneal is None or anneal > decay:
                 yield fault("MC0307", {name: anneal}, allowed=f"{name} of at most {decay}")
 
+    def _parallel_rules(self) -> Iterator[Fault]:
+        parallel = self.parallel
+        if any(True for _ in parallel.faults()) or any(True for _ in value_faults(self.model)):
+            return
+        yield from unsupported(parallel)
+        yield from grid_faults(parallel)
+        yield from model_faults(parallel, self.model, self.recompute, self.data.length)
+        yield from schedule_faults(parallel, self.batch, self.model.depth)
+
     def resolved(self) -> RunConfig:
         """A copy in which everything that can be derived is filled, and booleans are final.
 
@@ -183,7 +200,7 @@ class RunConfig:
             self,
             model=model.resolved(),
             recompute=self.recompute.resolved(),
-            batch=self.batch.resolved(),
+            batch=self.batch.resolved(data_parallel_size=self.parallel.data_parallel_size),
             training=training,
             optimizer=self.optimizer.resolved(),
             schedule=schedule,
@@ -191,7 +208,18 @@ class RunConfig:
             data=data,
             tokenizer=self.tokenizer.resolved(),
             logging=logging,
+            parallel=self.parallel.resolved(),
         )
+
+    def in_world(self, world_size: int) -> RunConfig:
+        """A copy for this many processes, or for as many as `--simulate-world` says.
+
+        Args:
+            world_size: Processes that the launcher started.
+        """
+        parallel = self.parallel
+        size = parallel.simulate_world or world_size
+        return replace(self, parallel=replace(parallel, world_size=size))
 
     def notes(self) -> list[str]:
         """Remarks on settings that have no effect, one line each."""
@@ -203,7 +231,7 @@ class RunConfig:
             notes.append("--save-interval has no effect without --save: nothing will be saved")
         if self.logging.log_progress and checkpoint.save is None:
             notes.append("--log-progress has no effect without --save")
-        return notes
+        return notes + parallel_notes(self.parallel)
 
 
 def config_types() -> dict[str, type]:
@@ -243,6 +271,11 @@ def parse_run(
     if run.checkpoint.use_checkpoint_args and run.checkpoint.load and read_checkpoint:
         run, origins = with_checkpoint(run, origins, read_checkpoint(run))
     faults.extend(launch_faults(environment))
+    launched = launched_world_size(environment)
+    if run.parallel.simulate_world is not None and launched > 1:
+        given = {"--simulate-world": run.parallel.simulate_world, "processes": launched}
+        faults.append(fault("MC0904", given, allowed="1 process"))
+    run = run.in_world(launched)
     faults.extend(run.faults())
     merge_faults(faults, doubtful)
     show_notes([*parsed.notes, *run.notes()])

@@ -18,16 +18,20 @@ from megacore.checkpoint import ResumePlan, SaveDirectory, decide
 from megacore.config.layers import Origin
 from megacore.config.report import format_arguments
 from megacore.data.tokenizers import Tokenizer, build_tokenizer, padded_vocab_size
-from megacore.models.initialization import init_weights
 from megacore.optim import MicrobatchCalculator
+from megacore.parallel.apply import ParallelModel
+from megacore.parallel.groups import ParallelGroups
+from megacore.training.agreement import gathered
 from megacore.training.batches import Batches, build_batches, samples_wanted
 from megacore.training.checkpoints import Checkpoints, Resume, stored_arguments
 from megacore.training.flops import ModelShape
+from megacore.training.footprint import Footprint
 from megacore.training.learner import Learner, build_learner, build_model, parameter_dtype
 from megacore.training.live_view import Screen
 from megacore.training.log_line import format_moment
 from megacore.training.outputs import open_outputs
-from megacore.training.peak import peak_speed
+from megacore.training.passes import Passes
+from megacore.training.peak import Peak, peak_speed
 from megacore.training.profiling import Profiler, profile_directory
 from megacore.training.reporting import Reporter
 from megacore.training.run_config import RunConfig
@@ -47,6 +51,8 @@ class Setup:
 
     Args:
         run: Resolved settings.
+        groups: The groups of this process.
+        device: Where this process trains.
         stack: Closes what is opened: the claim on the save directory, the writers.
         screen: Prints lines.
         term: Notes SIGTERM.
@@ -58,6 +64,8 @@ class Setup:
         self,
         run: RunConfig,
         *,
+        groups: ParallelGroups,
+        device: torch.device,
         stack: ExitStack,
         screen: Screen,
         term: TermSignal,
@@ -65,18 +73,20 @@ class Setup:
         origins: Mapping[str, Origin] | None = None,
     ) -> None:
         self._run = run
+        self._groups = groups
+        self._device = device
         self._stack = stack
         self._screen = screen
         self._term = term
         self._started = started
         self._origins = origins or {}
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._batch_sizes = MicrobatchCalculator(run.batch)
+        self._batch_sizes = MicrobatchCalculator(run.batch, groups.dp.size)
         self._train_iters = self._count_iterations()
         self._timers = Timers(
             level=run.logging.timing_log_level,
             option=run.logging.timing_log_option,
-            device=self._device,
+            device=device,
+            group=groups.world,
         )
 
     def _count_iterations(self) -> int:
@@ -100,7 +110,7 @@ class Setup:
             screen.line(warning)
         directory = self._claim(plan)
         resume = Resume(plan, run=run, screen=screen) if plan.source is not None else None
-        seed_everything(rank_seed(run.training.seed))
+        seed_everything(rank_seed(run.training.seed, pipeline_rank=self._groups.pp.rank))
         tokenizer, rows = self._vocabulary()
         screen.line(format_moment("after megacore is initialized"))
 
@@ -113,7 +123,15 @@ class Setup:
                 train_iters=self._train_iters,
                 batch_size=self._batch_sizes.max_global_batch_size,
             )
-            batches = build_batches(run, tokenizer, state=state, wanted=wanted, vocab_rows=rows)
+            batches = build_batches(
+                run,
+                tokenizer,
+                state=state,
+                wanted=wanted,
+                vocab_rows=rows,
+                groups=self._groups,
+                device=self._device,
+            )
         screen.line(format_moment("after dataloaders are built"))
         screen.line("done with setup ...")
         self._print_timers(*SETUP_TIMERS)
@@ -158,19 +176,24 @@ class Setup:
     ) -> tuple[Learner, RunState]:
         run, state = self._run, RunState()
         with self._timers.time(SETUP_TIMERS[0]):
-            model = build_model(run, padded_vocab_size=rows, device=self._device)
-            # Rows of the embedding that a checkpoint lacks keep these values.
-            init_weights(model, run.model, seed=run.training.seed)
-            count = sum(parameter.numel() for parameter in model.parameters())
-            self._screen.line(
-                f" > number of parameters on (tensor, pipeline) model parallel rank (0, 0): {count}"
-            )
-            learner = build_learner(run, model, self._batch_sizes)
+            # Rows of the embedding that a checkpoint lacks keep these initial values.
+            model = build_model(run, self._groups, padded_vocab_size=rows, device=self._device)
+            self._print_parameters(model)
+            learner = build_learner(run, model, self._batch_sizes, self._groups)
             if resume is not None:
                 with self._timers.time("load-checkpoint"):
                     state = resume.load(learner, vocab_size=vocab_size, device=self._device)
         self._print_timers("load-checkpoint")
         return learner, state
+
+    def _print_parameters(self, model: ParallelModel) -> None:
+        groups = self._groups
+        row = [groups.tp.rank, groups.pp.rank, model.num_parameters]
+        for tensor, pipeline, count in sorted(gathered(row, groups.model, self._device)):
+            self._screen.line(
+                " > number of parameters on (tensor, pipeline) model parallel rank "
+                f"({tensor:.0f}, {pipeline:.0f}): {count:.0f}"
+            )
 
     def _parts(
         self,
@@ -183,7 +206,13 @@ class Setup:
         """Puts the parts together, with those that watch and keep: reporter, checkpoints."""
         run, training = self._run, self._run.training
         outputs = open_outputs(
-            run, stack=self._stack, state=state, arguments=arguments, started=self._started
+            run,
+            stack=self._stack,
+            state=state,
+            arguments=arguments,
+            started=self._started,
+            rank=self._groups.rank,
+            world_size=self._groups.world_size,
         )
         speed = self._speed(arguments["padded_vocab_size"])
         profiler = self._profiler()
@@ -195,11 +224,21 @@ class Setup:
             speed=speed,
             device=self._device,
             train_iters=self._train_iters,
-            micro_batch_size=run.batch.micro_batch_size or 1,
+            footprint=self._footprint(),
+            groups=self._groups,
         )
         if not training.skip_train:
             batch_size = self._batch_sizes.max_global_batch_size
             reporter.start(state, arguments, origins=self._origins, batch_size=batch_size)
+        passes = Passes(
+            learner,
+            groups=self._groups,
+            device=self._device,
+            timers=self._timers,
+            profiler=profiler,
+            per_token_loss=training.calculate_per_token_loss,
+            keep=training.trace_nan,
+        )
         policy = StepPolicy(
             per_token_loss=training.calculate_per_token_loss,
             count_zeros=run.logging.log_num_zeros_in_grad,
@@ -211,8 +250,15 @@ class Setup:
             learner=learner,
             batch_sizes=self._batch_sizes,
             step=TrainStep(
-                learner, policy=policy, device=self._device, timers=self._timers, profiler=profiler
+                learner,
+                passes=passes,
+                policy=policy,
+                groups=self._groups,
+                device=self._device,
+                timers=self._timers,
+                profiler=profiler,
             ),
+            passes=passes,
             batches=batches,
             checkpoints=Checkpoints(
                 run.checkpoint,
@@ -229,6 +275,7 @@ class Setup:
             timers=self._timers,
             screen=self._screen,
             term=self._term,
+            groups=self._groups,
             device=self._device,
         )
 
@@ -237,9 +284,27 @@ class Setup:
         shape = ModelShape.of(
             run.model, padded_vocab=vocab_rows, seq_length=run.data.seq_length or 0
         )
-        dtype = parameter_dtype(run.precision)
-        peak = peak_speed(self._device, dtype, given=run.logging.peak_tflops)
-        return SpeedModel(shape=shape, recompute=run.recompute, peak=peak)
+        peak = Peak(1.0, "not used: only the first process shows speeds")
+        if self._groups.world.is_first:
+            dtype = parameter_dtype(run.precision)
+            peak = peak_speed(self._device, dtype, given=run.logging.peak_tflops)
+        return SpeedModel(
+            shape=shape,
+            recompute=run.recompute,
+            peak=peak,
+            world_size=self._groups.world_size,
+        )
+
+    def _footprint(self) -> Footprint:
+        groups, sizes = self._groups, self._batch_sizes
+        micro_batch_size = self._run.batch.micro_batch_size or 1
+        return Footprint(
+            micro_batch_size=micro_batch_size,
+            num_microbatches=sizes.max_global_batch_size // (micro_batch_size * groups.dp.size),
+            tensor_parallel=groups.tp.size,
+            pipeline_parallel=groups.pp.size,
+            context_parallel=groups.cp.size,
+        )
 
     def _profiler(self) -> Profiler:
         run = self._run
@@ -247,7 +312,12 @@ class Setup:
             tensorboard_dir=run.logging.tensorboard_dir, save=run.checkpoint.save
         )
         return Profiler(
-            run.profile, device=self._device, rank=0, directory=directory, say=self._screen.line
+            run.profile,
+            device=self._device,
+            rank=self._groups.rank,
+            directory=directory,
+            # The screens of the other processes are silent, but each may have a profile of its own.
+            say=self._screen.line if self._groups.world.is_first else print,
         )
 
     def _print_timers(self, *names: str) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from megacore.data import Batch
-from megacore.errors import DataError, MegacoreError
-from megacore.models.gpt import GPTModel
+from megacore.errors import MegacoreError
 from megacore.optim import Rates
+from megacore.parallel.groups import ParallelGroups
+from megacore.training.agreement import gathered, gathered_texts
+from megacore.training.feed import token_loss_sum
 from megacore.training.learner import Learner
 from megacore.training.nan_trace import find_non_finite
+from megacore.training.passes import Kept, Passes, PassResult
 from megacore.training.profiling import Profiler
 from megacore.training.seeding import torch_rng_preserved
 from megacore.training.timers import Timers
@@ -24,6 +27,8 @@ LOSS_KEY = "lm loss"
 
 class NonFiniteError(MegacoreError):
     """The loss or the gradient is NaN or infinite and checking is on."""
+
+    is_common = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +41,8 @@ class StepOutcome:
         grad_norm: L2 norm of the averaged gradient before clipping.
         num_zeros: Zero entries of the gradient, or None when they were not counted.
         is_nan: A loss is not finite, or a gradient is not and no dynamic loss scale explains it.
-        fault: Which micro-batch was not finite, with tracing also which layer; None when fine.
+        fault: Which process and micro-batch were not finite, with tracing also which layer; None
+            when fine.
     """
 
     losses: dict[str, float]
@@ -66,21 +72,14 @@ class StepPolicy:
     empty_cache_level: int
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """A micro-batch and the random state before it, for tracing."""
-
-    batch: Batch
-    cpu_state: Tensor
-    cuda_state: Tensor | None
-
-
 class TrainStep:
     """Runs one iteration at a time.
 
     Args:
         learner: The model, in training mode, and its optimizer.
+        passes: Runs the micro-batches.
         policy: Choices of the step.
+        groups: The groups of this process.
         device: Where the model is.
         timers: Timers of the run.
         profiler: Names the parts of the step.
@@ -90,14 +89,18 @@ class TrainStep:
         self,
         learner: Learner,
         *,
+        passes: Passes,
         policy: StepPolicy,
+        groups: ParallelGroups,
         device: torch.device,
         timers: Timers,
         profiler: Profiler,
     ) -> None:
         self._model = learner.model
         self._optimizer = learner.optimizer
+        self._passes = passes
         self._policy = policy
+        self._groups = groups
         self._device = device
         self._timers = timers
         self._profiler = profiler
@@ -116,45 +119,20 @@ class TrainStep:
             DataError: The source has no more micro-batches.
         """
         self._optimizer.zero_grad()
-        loss_sums: list[Tensor] = []
-        token_counts: list[float] = []
-        kept: list[_Kept] = []
         with self._timers.time("forward-backward"):
-            for _ in range(num_microbatches):
-                with self._timers.time("batch-generator"), self._profiler.range("data"):
-                    batch, tokens = next_batch(batches, self._device)
-                if self._policy.trace_nan:
-                    kept.append(self._keep(batch))
-                loss_sums.append(self._forward_backward(batch, tokens, num_microbatches))
-                token_counts.append(tokens)
+            result = self._passes.train(batches, num_microbatches)
         if self._policy.empty_cache_level >= 2 and self._device.type == "cuda":
             torch.cuda.empty_cache()
-        sums = torch.stack(loss_sums).double().tolist()
-        outcome = self._update(sums, token_counts, num_microbatches, rates)
+        outcome = self._update(result, rates)
         if outcome.is_nan:
-            outcome = self._explain(outcome, sums, kept)
+            outcome = self._explain(outcome, result)
         if self._policy.empty_cache_level >= 1 and self._device.type == "cuda":
             torch.cuda.empty_cache()
         return outcome
 
-    def _forward_backward(self, batch: Batch, tokens: float, num_microbatches: int) -> Tensor:
-        """Adds the gradients of one micro-batch; the sum of its token losses."""
-        with self._timers.time("forward-compute"), self._profiler.range("forward"):
-            loss_sum = token_loss_sum(self._model, batch)
-        loss = loss_sum
-        if not self._policy.per_token_loss:
-            # A micro-batch whose tokens are all masked has no loss and no gradient, not 0/0.
-            loss = loss_sum / (max(tokens, 1.0) * num_microbatches)
-        with self._timers.time("backward-compute"), self._profiler.range("backward"):
-            self._optimizer.backward(loss)
-        return loss_sum.detach()
-
-    def _update(
-        self, sums: Sequence[float], counts: Sequence[float], num_microbatches: int, rates: Rates
-    ) -> StepOutcome:
-        tokens = max(sum(counts), 1.0)
-        loss = sum(sums) / tokens
+    def _update(self, passed: PassResult, rates: Rates) -> StepOutcome:
         with self._timers.time("optimizer"), self._profiler.range("optimizer"):
+            tokens = max(passed.num_tokens, 1.0)
             result = self._optimizer.step(
                 rates,
                 grad_divisor=tokens if self._policy.per_token_loss else 1.0,
@@ -162,80 +140,53 @@ class TrainStep:
             )
         gradient_is_nan = not result.updated and not self._policy.dynamic_loss_scale
         return StepOutcome(
-            losses={LOSS_KEY: loss},
+            losses={LOSS_KEY: passed.mean_loss},
             updated=result.updated,
             grad_norm=result.grad_norm,
             num_zeros=result.num_zeros,
-            is_nan=gradient_is_nan or not math.isfinite(loss),
+            is_nan=gradient_is_nan or not math.isfinite(passed.mean_loss),
         )
 
-    def _keep(self, batch: Batch) -> _Kept:
-        on_gpu = self._device.type == "cuda"
-        cuda_state = torch.cuda.get_rng_state(self._device) if on_gpu else None
-        return _Kept(batch, torch.get_rng_state(), cuda_state)
+    def _explain(self, outcome: StepOutcome, passed: PassResult) -> StepOutcome:
+        """Adds to the outcome what was not finite and, with tracing, where that began.
 
-    def _explain(
-        self, outcome: StepOutcome, sums: Sequence[float], kept: Sequence[_Kept]
-    ) -> StepOutcome:
-        """Adds to the outcome what was not finite and, with tracing, where that began."""
+        The loss and the norm are those of the whole run, so all processes come here together.
+        """
+        world = self._groups.world
+        bad = [index for index, loss in enumerate(passed.loss_sums) if not math.isfinite(loss)]
+        first_bad = gathered([bad[0] if bad else -1.0], world, self._device)
+        culprit = next((rank for rank, (index,) in enumerate(first_bad) if index >= 0), None)
         loss = outcome.losses[LOSS_KEY]
-        bad = [index for index, value in enumerate(sums) if not math.isfinite(value)]
-        if bad:
-            fault = f"the loss is {loss} (micro-batch {bad[0] + 1} of {len(sums)})"
+        if culprit is not None:
+            where = f"micro-batch {int(first_bad[culprit][0]) + 1} of {passed.num_microbatches}"
+            fault = f"the loss is {loss} ({self._on(culprit)}{where})"
         else:
             fault = f"the gradient norm is {outcome.grad_norm}, the loss {loss}"
-        if kept:
+        if self._policy.trace_nan:
             # Without a loss to point at the culprit, every micro-batch is a suspect.
-            for index in bad[:1] or range(len(kept)):
-                place = self._trace(kept[index])
-                fault += f"\nmicro-batch {index + 1}: first non-finite: {place}"
+            suspects = bad[:1] if culprit is not None else range(len(passed.kept))
+            traces = [self._trace(passed, index) for index in suspects]
+            texts = gathered_texts("".join(traces), world, self._device)
+            fault += "".join(texts)
         return StepOutcome(**{**vars(outcome), "fault": fault})
 
-    def _trace(self, kept: _Kept) -> str:
+    def _on(self, rank: int) -> str:
+        return f"rank {rank}, " if self._groups.world_size > 1 else ""
+
+    def _trace(self, passed: PassResult, index: int) -> str:
+        place = self._first_non_finite(passed.kept[index])
+        rank = self._on(self._groups.rank)
+        return f"\n{rank}micro-batch {index + 1}: first non-finite: {place}"
+
+    def _first_non_finite(self, kept: Kept) -> str:
+        (model,) = self._model.stages.values()
+
         def run() -> Tensor:
             torch.set_rng_state(kept.cpu_state)
             if kept.cuda_state is not None:
                 torch.cuda.set_rng_state(kept.cuda_state, self._device)
             tokens = float(kept.batch.loss_mask.sum(dtype=torch.float64))
-            return token_loss_sum(self._model, kept.batch) / max(tokens, 1.0)
+            return token_loss_sum(model, kept.batch) / max(tokens, 1.0)
 
         with torch_rng_preserved(self._device):
-            return find_non_finite(self._model, run)
-
-
-def token_loss_sum(model: GPTModel, batch: Batch) -> Tensor:
-    """Sum of the losses of the tokens that count: [] float32."""
-    losses = model(
-        batch.tokens, batch.position_ids, labels=batch.labels, cu_seqlens=batch.cu_seqlens
-    )
-    return (losses.float() * batch.loss_mask).sum()
-
-
-def next_batch(batches: Iterator[Batch], device: torch.device) -> tuple[Batch, float]:
-    """The next micro-batch, on the device, and how many of its tokens count.
-
-    The tokens are counted, and document lengths stay, on the host, so that nothing waits for the
-    device.
-
-    Raises:
-        DataError: There is none left.
-    """
-    try:
-        batch = next(batches)
-    except StopIteration:
-        raise DataError(
-            "the dataset has no sequences left for another micro-batch: give more data, fewer "
-            "iterations, or --dataloader-type cyclic"
-        ) from None
-    tokens = float(batch.loss_mask.sum(dtype=torch.float64))
-    if device.type == "cpu":
-        return batch, tokens
-    moved = Batch(
-        tokens=batch.tokens.to(device, non_blocking=True),
-        labels=batch.labels.to(device, non_blocking=True),
-        loss_mask=batch.loss_mask.to(device, non_blocking=True),
-        position_ids=batch.position_ids.to(device, non_blocking=True),
-        cu_seqlens=batch.cu_seqlens,
-        max_seqlen=batch.max_seqlen,
-    )
-    return moved, tokens
+            return find_non_finite(model, run)

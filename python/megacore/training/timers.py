@@ -12,6 +12,9 @@ from contextlib import contextmanager
 
 import torch
 
+from megacore.parallel.groups import Group
+from megacore.training.agreement import gathered
+
 NAME_WIDTH = 48
 
 LEVEL_OF_TIMER: Mapping[str, int] = {
@@ -95,11 +98,16 @@ class Timers:
         level: Timers above this level do nothing.
         option: "max", "minmax" or "all": what `report` shows of the ranks.
         device: Work on a CUDA device is waited for.
+        group: Processes whose times `report` shows.
     """
 
-    def __init__(self, *, level: int, option: str, device: torch.device) -> None:
+    def __init__(
+        self, *, level: int, option: str, device: torch.device, group: Group | None = None
+    ) -> None:
         self._level = level
         self._option = option
+        self._device = device
+        self._group = group or Group("world")
         self._timers: dict[str, Timer] = {}
         self._synchronize: Callable[[], None] = lambda: None
         if device.type == "cuda":
@@ -130,21 +138,41 @@ class Timers:
     def milliseconds(
         self, names: Sequence[str], *, normalizer: float = 1.0, reset: bool = True
     ) -> dict[str, float]:
-        """Milliseconds / normalizer of those timers of `names` that counted something."""
+        """Milliseconds / normalizer of those timers of `names` that counted something here."""
         return {
             name: self._timers[name].elapsed(reset=reset) * 1000.0 / normalizer
             for name in names
             if name in self._timers and self._timers[name].count
         }
 
+    def everywhere(
+        self, names: Sequence[str], *, normalizer: float = 1.0, reset: bool = True
+    ) -> dict[str, list[float]]:
+        """Milliseconds / normalizer of every process whose timer counted something, by rank.
+
+        All processes call it together.
+        """
+        names = [name for name in names if self.is_on(name)]
+        if not names:
+            return {}
+        own = self.milliseconds(names, normalizer=normalizer, reset=reset)
+        # No time is negative: this is a timer that counted nothing.
+        row = [own.get(name, -1.0) for name in names]
+        columns = zip(*gathered(row, self._group, self._device), strict=True)
+        times = {
+            n: [t for t in column if t >= 0.0] for n, column in zip(names, columns, strict=True)
+        }
+        return {name: found for name, found in times.items() if found}
+
     def report(
         self, names: Sequence[str], *, normalizer: float = 1.0, reset: bool = True
     ) -> str | None:
-        """The report of this process, or None when none of the timers counted anything."""
-        times = self.milliseconds(names, normalizer=normalizer, reset=reset)
-        if not times:
-            return None
-        return format_timers({name: [value] for name, value in times.items()}, self._option)
+        """The report of all processes, or None when none of the timers counted anything.
+
+        All processes call it together.
+        """
+        times = self.everywhere(names, normalizer=normalizer, reset=reset)
+        return format_timers(times, self._option) if times else None
 
 
 def format_timers(times: Mapping[str, Sequence[float]], option: str) -> str:

@@ -11,19 +11,21 @@ import torch
 
 from megacore.data import Batch
 from megacore.optim import BatchSize, MicrobatchCalculator
+from megacore.parallel.groups import ParallelGroups
+from megacore.training.agreement import any_of, largest
 from megacore.training.batches import Batches
 from megacore.training.checkpoints import Checkpoints
-from megacore.training.evaluation import evaluate
 from megacore.training.learner import Learner
 from megacore.training.live_view import Screen
 from megacore.training.log_line import format_moment
+from megacore.training.passes import Passes
 from megacore.training.profiling import Profiler
 from megacore.training.reporting import IterationReport, Reporter
 from megacore.training.run_config import RunConfig
 from megacore.training.run_state import RunState
 from megacore.training.signals import TermSignal
 from megacore.training.speed import SpeedModel
-from megacore.training.step import NonFiniteError, StepOutcome, TrainStep
+from megacore.training.step import LOSS_KEY, NonFiniteError, StepOutcome, TrainStep
 from megacore.training.timers import Timers
 
 
@@ -35,6 +37,7 @@ class Parts:
         learner: Model, optimizer and schedule.
         batch_sizes: Global batch size and number of micro-batches by consumed samples.
         step: Runs one iteration.
+        passes: Runs micro-batches, for evaluation.
         batches: Sources of micro-batches.
         checkpoints: Saves the run.
         reporter: Log lines and metrics.
@@ -43,12 +46,14 @@ class Parts:
         timers: Timers.
         screen: Prints lines.
         term: Whether SIGTERM came.
+        groups: The groups of this process.
         device: Where the model is.
     """
 
     learner: Learner
     batch_sizes: MicrobatchCalculator
     step: TrainStep
+    passes: Passes
     batches: Batches
     checkpoints: Checkpoints
     reporter: Reporter
@@ -57,6 +62,7 @@ class Parts:
     timers: Timers
     screen: Screen
     term: TermSignal
+    groups: ParallelGroups
     device: torch.device
 
 
@@ -84,7 +90,7 @@ class Trainer:
         self._training = run.training
         self._state = state
         self._train_iters = train_iters
-        self._micro_batch_size = run.batch.micro_batch_size or 1
+        self._samples_per_pass = (run.batch.micro_batch_size or 1) * parts.groups.dp.size
         self._check_finite = run.training.check_for_nan_in_loss_and_grad
         self._started = started
         self._first_iteration = state.iteration
@@ -135,6 +141,7 @@ class Trainer:
         parts, state, size = self._parts, self._state, self._size
         assert size is not None
         assert parts.batches.train is not None
+        parts.groups.record.step = state.iteration + 1
         parts.profiler.before_iteration(state.iteration)
         self._outcome = parts.step(
             parts.batches.train,
@@ -205,12 +212,8 @@ class Trainer:
         assert batches is not None
         samples = self._training.eval_iters * parts.batch_sizes.max_global_batch_size
         with parts.timers.time("evaluate"), parts.profiler.range("evaluate"):
-            losses = evaluate(
-                parts.learner.model,
-                batches,
-                num_microbatches=samples // self._micro_batch_size,
-                device=parts.device,
-            )
+            passed = parts.passes.evaluate(batches, samples // self._samples_per_pass)
+        losses = {LOSS_KEY: passed.mean_loss}
         if set_name == "validation":
             state.consumed_valid_samples += samples
         parts.reporter.evaluation(state, losses, prefix=prefix, set_name=set_name, write=write)
@@ -224,7 +227,7 @@ class Trainer:
         Order: SIGTERM, periodic save, duration, interval.
         """
         training, iteration = self._training, self._state.iteration
-        if self._parts.term.received:
+        if self._term_received():
             self._save()
             self._say_moment("exiting program after receiving SIGTERM.")
             return True
@@ -232,7 +235,7 @@ class Trainer:
         if interval and iteration % interval == 0:
             self._save()
         if training.exit_duration_in_mins:
-            minutes = (datetime.now() - self._started).total_seconds() / 60.0
+            minutes = self._minutes()
             if minutes > training.exit_duration_in_mins:
                 self._save()
                 self._say_moment(f"exiting program after {minutes} minutes")
@@ -242,6 +245,17 @@ class Trainer:
             self._say_moment(f"exiting program at iteration {iteration}")
             return True
         return False
+
+    def _term_received(self) -> bool:
+        """Whether any process was told to end; it may have been only one of them."""
+        if not self._training.exit_signal_handler:
+            return False
+        return any_of(self._parts.term.received, self._parts.groups.world, self._parts.device)
+
+    def _minutes(self) -> float:
+        """Minutes since the first process of the run started."""
+        minutes = (datetime.now() - self._started).total_seconds() / 60.0
+        return largest([minutes], self._parts.groups.world, self._parts.device)[0]
 
     def tidy_up(self) -> None:
         """End of an iteration that is not the last one on purpose."""
