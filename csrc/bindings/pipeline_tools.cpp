@@ -38,6 +38,7 @@ void bind_costs(py::module_& pipeline) {
                          const py::object& input_grad_us,
                          const py::object& weight_grad_us,
                          const py::object& backward_us,
+                         const py::object& pair_us,
                          double transfer_us,
                          double latency_us,
                          double post_us,
@@ -50,6 +51,7 @@ void bind_costs(py::module_& pipeline) {
                  costs.input_grad_us = cost_list(input_grad_us);
                  costs.weight_grad_us = cost_list(weight_grad_us);
                  if (!backward_us.is_none()) costs.backward_us = cost_list(backward_us);
+                 if (!pair_us.is_none()) costs.pair_us = cost_list(pair_us);
                  costs.transfer_us = transfer_us;
                  costs.latency_us = latency_us;
                  costs.post_us = post_us;
@@ -64,6 +66,7 @@ void bind_costs(py::module_& pipeline) {
              py::arg("input_grad_us") = 1.0,
              py::arg("weight_grad_us") = 1.0,
              py::arg("backward_us") = py::none(),
+             py::arg("pair_us") = py::none(),
              py::arg("transfer_us") = 0.0,
              py::arg("latency_us") = 0.0,
              py::arg("post_us") = 0.0,
@@ -75,6 +78,7 @@ void bind_costs(py::module_& pipeline) {
         .def_property_readonly("input_grad_us", list(&mp::Costs::input_grad_us))
         .def_property_readonly("weight_grad_us", list(&mp::Costs::weight_grad_us))
         .def_property_readonly("backward_us", list(&mp::Costs::backward_us))
+        .def_property_readonly("pair_us", list(&mp::Costs::pair_us))
         .def_readonly("transfer_us", &mp::Costs::transfer_us)
         .def_readonly("latency_us", &mp::Costs::latency_us)
         .def_readonly("post_us", &mp::Costs::post_us)

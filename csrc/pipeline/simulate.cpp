@@ -1,7 +1,6 @@
 #include "pipeline/simulate.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <utility>
 
@@ -13,57 +12,6 @@ namespace megacore::pipeline {
 namespace {
 
 constexpr double kNever = -1.0;
-
-/// Costs with one value per stage.
-struct StageCosts {
-    std::vector<double> forward;
-    std::vector<double> backward;
-    std::vector<double> input_grad;
-    std::vector<double> weight_grad;
-    std::vector<double> reduce;
-    std::vector<double> gather;
-    std::vector<double> bytes;
-    std::vector<double> kept;
-};
-
-std::vector<double> per_stage(const std::vector<double>& values, int num_stages, const char* what) {
-    const auto count = static_cast<std::size_t>(num_stages);
-    MEGACORE_CHECK(values.size() == 1 || values.size() == count,
-                   "costs: expected one value or one per stage (",
-                   num_stages,
-                   ") for ",
-                   what,
-                   ", found ",
-                   values.size());
-    for (const double value : values) {
-        MEGACORE_CHECK(std::isfinite(value) && value >= 0.0,
-                       "costs: expected finite values of at least 0 for ",
-                       what,
-                       ", found ",
-                       value);
-    }
-    return values.size() == count ? values : std::vector<double>(count, values.front());
-}
-
-StageCosts stage_costs(const Costs& costs, int num_stages) {
-    StageCosts out;
-    out.forward = per_stage(costs.forward_us, num_stages, "forward_us");
-    out.input_grad = per_stage(costs.input_grad_us, num_stages, "input_grad_us");
-    out.weight_grad = per_stage(costs.weight_grad_us, num_stages, "weight_grad_us");
-    if (costs.backward_us.empty()) {
-        out.backward = out.input_grad;
-        for (std::size_t s = 0; s < out.backward.size(); ++s) out.backward[s] += out.weight_grad[s];
-    } else {
-        out.backward = per_stage(costs.backward_us, num_stages, "backward_us");
-    }
-    out.reduce = per_stage(costs.reduce_grad_us, num_stages, "reduce_grad_us");
-    out.gather = per_stage(costs.gather_param_us, num_stages, "gather_param_us");
-    out.bytes = per_stage(costs.activation_bytes, num_stages, "activation_bytes");
-    out.kept = costs.kept_bytes.empty() ? out.bytes
-                                        : per_stage(costs.kept_bytes, num_stages, "kept_bytes");
-    per_stage({costs.transfer_us, costs.latency_us, costs.post_us}, 3, "transfers");
-    return out;
-}
 
 /// Transfers of one direction between two ranks, in order.
 struct Channel {
@@ -83,8 +31,7 @@ public:
     Simulator(const Schedule& schedule, const Costs& costs)
         : schedule_(schedule),
           map_(schedule.placement),
-          costs_(costs),
-          stage_costs_(stage_costs(costs, map_.num_stages())),
+          costs_(costs_per_stage(costs, map_.num_stages())),
           input_(map_.num_slots(), kNever),
           grad_(map_.num_slots(), kNever),
           forward_(map_.num_slots(), kNever),
@@ -108,6 +55,10 @@ public:
             for (const Action& action : steps) explicit_ |= is_transfer(action.kind);
             result_.timeline[ranks_used++].reserve(steps.size());
         }
+        MEGACORE_CHECK(!explicit_ || costs.pair_us.empty(),
+                       "schedule ",
+                       schedule.name,
+                       ": pairs cannot be simulated together with SEND and RECV steps");
         number_channels();
     }
 
@@ -168,17 +119,17 @@ private:
     void advance(int rank) {
         State& now = state(rank);
         while (now.next < steps(rank).size()) {
-            const Action& action = steps(rank)[now.next];
-            if (!take(rank, action)) {
+            const std::size_t taken = take(rank, steps(rank)[now.next]);
+            if (taken == 0) {
                 now.blocked = true;
                 return;
             }
-            ++now.next;
+            now.next += taken;
         }
     }
 
-    /// Takes one step; false when it has to wait for another rank.
-    bool take(int rank, const Action& action) {
+    /// Takes one step, or a pair; returns how many, 0 when another rank has to go on first.
+    std::size_t take(int rank, const Action& action) {
         check_place(rank, action);
         switch (action.kind) {
             case Kind::kForward:
@@ -221,25 +172,33 @@ private:
                why);
     }
 
-    double run_compute(int rank, const Action& action, double ready_us, double cost_us) {
-        State& now = state(rank);
-        const double start = std::max(now.free_us, ready_us);
-        now.free_us = start + cost_us;
-        result_.timeline[index(rank)].push_back({action, start, now.free_us});
-        use(rank).busy_us += cost_us;
-        return now.free_us;
+    /// Where the rank's own time goes.
+    void run_compute(int rank, const Action& action, double start, double end) {
+        state(rank).free_us = end;
+        result_.timeline[index(rank)].push_back({action, start, end});
     }
 
-    bool forward(int rank, const Action& action) {
+    /// When F (B or I) could start for all that other ranks do; kNever: not known yet.
+    double forward_ready(int rank, const Action& action) const {
         const std::size_t slot = map_.slot(action.stage, action.number);
-        const std::size_t stage = index(action.stage);
         if (forward_[slot] != kNever) misplaced(rank, action, "was done before");
         const bool first = map_.previous(action.stage) < 0;
-        if (!first && input_[slot] == kNever) return false;
-        const double ready = std::max(first ? 0.0 : input_[slot], params_[stage]);
-        forward_[slot] = run_compute(rank, action, ready, stage_costs_.forward[stage]);
+        if (!first && input_[slot] == kNever) return kNever;
+        return std::max(first ? 0.0 : input_[slot], params_[index(action.stage)]);
+    }
+
+    double backward_ready(int rank, const Action& action) const {
+        const std::size_t slot = map_.slot(action.stage, action.number);
+        if (backward_[slot] != kNever) misplaced(rank, action, "was done before");
+        if (forward_[slot] == kNever) misplaced(rank, action, "comes before its F");
+        return map_.next(action.stage) < 0 ? 0.0 : grad_[slot];
+    }
+
+    void do_forward(int rank, const Action& action, double start, double end) {
+        forward_[map_.slot(action.stage, action.number)] = end;
+        run_compute(rank, action, start, end);
         State& now = state(rank);
-        now.bytes += stage_costs_.bytes[stage];
+        now.bytes += costs_.activation_bytes[index(action.stage)];
         now.activations += 1;
         use(rank).peak_bytes = std::max(use(rank).peak_bytes, now.bytes);
         use(rank).peak_activations = std::max(use(rank).peak_activations, now.activations);
@@ -247,53 +206,96 @@ private:
         if (next >= 0) {
             hand_over(rank, next, action.number, input_, activations_from(action.stage));
         }
-        return true;
     }
 
-    bool backward(int rank, const Action& action) {
+    void do_backward(int rank, const Action& action, double start, double end) {
         const std::size_t slot = map_.slot(action.stage, action.number);
         const std::size_t stage = index(action.stage);
         const bool full = action.kind == Kind::kBackward;
-        if (backward_[slot] != kNever) misplaced(rank, action, "was done before");
-        if (forward_[slot] == kNever) misplaced(rank, action, "comes before its F");
-        const bool last = map_.next(action.stage) < 0;
-        if (!last && grad_[slot] == kNever) return false;
-        const double cost = full ? stage_costs_.backward[stage] : stage_costs_.input_grad[stage];
-        backward_[slot] = run_compute(rank, action, last ? 0.0 : grad_[slot], cost);
+        backward_[slot] = end;
+        run_compute(rank, action, start, end);
         State& now = state(rank);
-        now.bytes -= stage_costs_.bytes[stage] - (full ? 0.0 : stage_costs_.kept[stage]);
+        now.bytes -= costs_.activation_bytes[stage] - (full ? 0.0 : costs_.kept_bytes[stage]);
         if (full) {
-            weight_[slot] = backward_[slot];
+            weight_[slot] = end;
             now.activations -= 1;
         }
         const int previous = map_.previous(action.stage);
         if (previous >= 0) {
             hand_over(rank, previous, action.number, grad_, gradients_to(previous));
         }
-        return true;
     }
 
-    bool weight_grad(int rank, const Action& action) {
+    std::size_t forward(int rank, const Action& action) {
+        if (const Action* backward = partner(rank, action)) return pair(rank, action, *backward);
+        const double ready = forward_ready(rank, action);
+        if (ready == kNever) return 0;
+        const double start = std::max(state(rank).free_us, ready);
+        const double cost = costs_.forward_us[index(action.stage)];
+        use(rank).busy_us += cost;
+        do_forward(rank, action, start, start + cost);
+        return 1;
+    }
+
+    std::size_t backward(int rank, const Action& action) {
+        const double ready = backward_ready(rank, action);
+        if (ready == kNever) return 0;
+        const std::size_t stage = index(action.stage);
+        const double start = std::max(state(rank).free_us, ready);
+        const double cost = action.kind == Kind::kBackward ? costs_.backward_us[stage]
+                                                           : costs_.input_grad_us[stage];
+        use(rank).busy_us += cost;
+        do_backward(rank, action, start, start + cost);
+        return 1;
+    }
+
+    /// The B that is one step with this F.
+    const Action* partner(int rank, const Action& action) const {
+        const std::size_t next = ranks_[index(rank)].next + 1;
+        if (costs_.pair_us.empty() || next >= steps(rank).size()) return nullptr;
+        const Action& other = steps(rank)[next];
+        return other.kind == Kind::kBackward && other.stage != action.stage ? &other : nullptr;
+    }
+
+    std::size_t pair(int rank, const Action& ahead, const Action& back) {
+        check_place(rank, back);
+        const double input = forward_ready(rank, ahead);
+        const double grad = backward_ready(rank, back);
+        if (input == kNever || grad == kNever) return 0;
+        const double start = std::max({state(rank).free_us, input, grad});
+        const double cost = costs_.pair_us[index(ahead.stage)];
+        use(rank).busy_us += cost;
+        do_forward(rank, ahead, start, start + cost);
+        do_backward(rank, back, start, start + cost);
+        return 2;
+    }
+
+    std::size_t weight_grad(int rank, const Action& action) {
         const std::size_t slot = map_.slot(action.stage, action.number);
         const std::size_t stage = index(action.stage);
         if (weight_[slot] != kNever) misplaced(rank, action, "was done before, or is part of B");
         if (backward_[slot] == kNever) misplaced(rank, action, "comes before its I");
-        weight_[slot] = run_compute(rank, action, 0.0, stage_costs_.weight_grad[stage]);
-        state(rank).bytes -= stage_costs_.kept[stage];
+        const double start = state(rank).free_us;
+        const double cost = costs_.weight_grad_us[stage];
+        use(rank).busy_us += cost;
+        run_compute(rank, action, start, start + cost);
+        weight_[slot] = start + cost;
+        state(rank).bytes -= costs_.kept_bytes[stage];
         state(rank).activations -= 1;
-        return true;
+        return 1;
     }
 
-    bool bucket(int rank, const Action& action) {
+    std::size_t bucket(int rank, const Action& action) {
         State& now = state(rank);
         const std::size_t stage = index(action.stage);
         const bool gather = action.kind == Kind::kGatherParam;
         now.free_us += costs_.post_us;
         const double start = std::max(now.free_us, now.side_us);
-        now.side_us = start + (gather ? stage_costs_.gather[stage] : stage_costs_.reduce[stage]);
+        now.side_us =
+            start + (gather ? costs_.gather_param_us[stage] : costs_.reduce_grad_us[stage]);
         if (gather) params_[stage] = now.side_us;
         result_.timeline[index(rank)].push_back({action, start, now.side_us});
-        return true;
+        return 1;
     }
 
     /// What was just computed on `rank` goes to `target`: at once where the target is on the same
@@ -317,7 +319,7 @@ private:
         ready_.push_back(rank);
     }
 
-    bool transfer(int rank, const Action& action) {
+    std::size_t transfer(int rank, const Action& action) {
         const bool forwards =
             action.kind == Kind::kSendForward || action.kind == Kind::kRecvForward;
         const bool sends = action.kind == Kind::kSendForward || action.kind == Kind::kSendBackward;
@@ -336,7 +338,7 @@ private:
         (sends ? channel.sends : channel.recvs).push_back({now.free_us, rank, events.size()});
         events.push_back({action, now.free_us, now.free_us});
         match(channel, forwards);
-        return true;
+        return 1;
     }
 
     /// Lets the transfers run for which both sides are there.
@@ -432,8 +434,7 @@ private:
 
     const Schedule& schedule_;
     StageMap map_;
-    const Costs& costs_;
-    StageCosts stage_costs_;
+    Costs costs_;  // one value per stage
     // Slot -> when its input (gradient of its output) is there; when F, B or I, W ended.
     std::vector<double> input_;
     std::vector<double> grad_;
@@ -451,8 +452,6 @@ private:
 };
 
 }  // namespace
-
-void check_costs(const Costs& costs, int num_stages) { stage_costs(costs, num_stages); }
 
 Simulation simulate(const Schedule& schedule, const Costs& costs) {
     return Simulator(schedule, costs).run();

@@ -3,38 +3,10 @@
 
 #include <vector>
 
+#include "pipeline/costs.h"
 #include "pipeline/schedule.h"
 
 namespace megacore::pipeline {
-
-/// What the steps of a schedule cost. Lists hold one value per stage; one value alone stands for
-/// every stage. Times are microseconds.
-struct Costs {
-    std::vector<double> forward_us{1.0};
-    std::vector<double> input_grad_us{1.0};
-    std::vector<double> weight_grad_us{1.0};
-    /// Full backward; empty: the sum of its two halves.
-    std::vector<double> backward_us{};
-    /// Time for which one tensor occupies the way from one rank to another: tensors of one
-    /// direction (activations or gradients) on it follow each other.
-    double transfer_us = 0.0;
-    /// Further time until the tensor is there, which does not hold up the next one.
-    double latency_us = 0.0;
-    /// Time of the rank itself for each send, receive or bucket that it starts.
-    double post_us = 0.0;
-    /// Reduction of one bucket of gradients and gathering of one bucket of parameters, which a
-    /// rank does one after the other beside its compute.
-    std::vector<double> reduce_grad_us{0.0};
-    std::vector<double> gather_param_us{0.0};
-    /// What one microbatch leaves in a stage from F on.
-    std::vector<double> activation_bytes{1.0};
-    /// The part of it that stays from I to W; empty: all of it.
-    std::vector<double> kept_bytes{};
-};
-
-/// Throws megacore::Error, naming the field, for costs that are not finite and at least 0 or not
-/// one or one per stage.
-void check_costs(const Costs& costs, int num_stages);
 
 /// One step and when it ran. For sends and receives: when the tensor was on its way.
 struct Event {
@@ -79,7 +51,7 @@ struct Simulation {
 /// output, F also for the parameters whose gathering was started. In a schedule without SEND and
 /// RECV steps each tensor leaves when it was computed. With them it leaves when both sides have
 /// started the transfer, in the order in which the sides started theirs; compute never waits for a
-/// send.
+/// send. Pairs (Costs::pair_us) are for schedules without them.
 ///
 /// Linear in the number of steps. Throws megacore::Error, with a picture of the schedule, when no
 /// rank can go on, and for steps and costs that do not fit the placement.
