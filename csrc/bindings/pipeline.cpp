@@ -6,11 +6,14 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "core/check.h"
 #include "pipeline/action.h"
+#include "pipeline/communication.h"
 #include "pipeline/schedule.h"
 #include "pipeline/schedules.h"
+#include "pipeline/validate.h"
 
 namespace py = pybind11;
 namespace mp = megacore::pipeline;
@@ -138,6 +141,28 @@ void bind_generators(py::module_& pipeline) {
         py::arg("microbatch_group_size") = 0,
         py::arg("costs") = py::none(),
         "The compute steps of a schedule. ValueError where it cannot be made.");
+    pipeline.def("add_communication",
+                 &mp::add_communication,
+                 py::arg("schedule"),
+                 py::kw_only(),
+                 py::arg("prefetch") = 1,
+                 "The schedule with its sends and receives.");
+    pipeline.def(
+        "validate",
+        [](const mp::Schedule& schedule,
+           std::vector<double> max_live,
+           std::vector<double> activation_size,
+           double freed_by_input_grad) {
+            return mp::validate(
+                schedule, {std::move(max_live), std::move(activation_size), freed_by_input_grad});
+        },
+        py::arg("schedule"),
+        py::kw_only(),
+        py::arg("max_live") = std::vector<double>{},
+        py::arg("activation_size") = std::vector<double>{1.0},
+        py::arg("freed_by_input_grad") = 0.0,
+        "Checks that the schedule can run. Returns the most activations that each rank holds at "
+        "once; ValueError with a grid where a step is wrong.");
 }
 
 }  // namespace
