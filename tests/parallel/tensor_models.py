@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -127,9 +127,18 @@ def run_step(model: GPTModel, case: Case) -> Tensor:
     return losses.detach()
 
 
-def single_step(case: Case) -> tuple[Tensor, dict[str, Tensor]]:
-    """Losses and gradients of one process."""
+def single_step(
+    case: Case, rounded: torch.dtype = torch.float64
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses and gradients of one process, with weights that are `rounded` to a dtype."""
     model = whole_model(case)
+    with torch.no_grad():
+        for parameter, low in zip(
+            model.parameters(),
+            whole_model(replace(case, dtype=rounded)).parameters(),
+            strict=True,
+        ):
+            parameter.copy_(low)
     losses = run_step(model, case)
     return losses, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
