@@ -7,6 +7,7 @@
 namespace py = pybind11;
 
 void bind_comm(py::module_& parent);
+void bind_buckets(py::module_& parent);
 void bind_data(py::module_& parent);
 void bind_pipeline(py::module_& parent);
 void bind_pipeline_tools(py::module_& parent);
@@ -21,6 +22,7 @@ PYBIND11_MODULE(_C, module) {
         [] { return megacore::name_of(megacore::detected_isa()); },
         "Instruction set that the CPU kernels use here: baseline, avx2 or avx512.");
     bind_comm(module);
+    bind_buckets(module);
     bind_data(module);
     bind_pipeline(module);
     bind_pipeline_tools(module);
