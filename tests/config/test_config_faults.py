@@ -18,6 +18,7 @@ PACKAGE = ROOT / "python" / "megacore"
 
 # Id -> (words to add to the small run, flags of it to leave out). A list means several ways.
 SAMPLES = "--train-samples 1000"
+FULL_RECOMPUTE = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
 TRIGGERS: dict[str, list[tuple[str, str]]] = {
     "MC0001": [("--num-layer 3", ""), ("--never-heard-of", ""), ("-q", "")],
     "MC0002": [("--seed", ""), ("--seed --bf16", ""), ("--profile-ranks", ""), ("--config", "")],
@@ -34,7 +35,6 @@ TRIGGERS: dict[str, list[tuple[str, str]]] = {
     "MC0009": [("--config unknown_key.yaml", ""), ("--config unknown_group.yaml", "")],
     "MC0010": [("--config twice.yaml", ""), ("--config dash_and_underscore.yaml", "")],
     "MC0011": [
-        ("--tensor-model-parallel-size 2", ""),
         ("--num-experts 8", ""),
         ("--fp8-format hybrid", ""),
         ("--ckpt-format torch_dist", ""),
@@ -155,13 +155,100 @@ TRIGGERS: dict[str, list[tuple[str, str]]] = {
     "MC0802": [("--profile --profile-step-start 5 --profile-step-end 5", "")],
 }
 ENVIRONMENTS = {
-    "MC0014": [{"WORLD_SIZE": "8", "RANK": "3"}, {"SLURM_STEP_NUM_TASKS": "2"}],
     "MC0015": [
         {"WORLD_SIZE": "many"},
         {"WORLD_SIZE": "2", "RANK": "2"},
         {"WORLD_SIZE": "0"},
         {"RANK": "1"},
         {"WORLD_SIZE": "1", "LOCAL_RANK": "-1"},
+    ],
+}
+PIPELINE = "--num-layers 8 --pipeline-model-parallel-size 4 --global-batch-size 16"
+# Command line and number of processes.
+WORLDS: dict[str, list[tuple[str, int]]] = {
+    "MC0901": [
+        ("--tensor-model-parallel-size 2", 1),
+        ("--tensor-model-parallel-size 4", 6),
+        ("--tensor-model-parallel-size 2 --context-parallel-size 4", 12),
+        ("--expert-model-parallel-size 4", 6),
+    ],
+    "MC0902": [("--order tp-pp-dp --use-tp-pp-dp-mapping", 2)],
+    "MC0903": [
+        ("--order tp-pp", 2),
+        ("--order tp-cp-cp-dp-pp", 1),
+        ("--use-tp-pp-dp-mapping --context-parallel-size 2", 2),
+    ],
+    "MC0904": [("--simulate-world 4", 2)],
+    "MC0911": [("--sequence-parallel", 1), ("--sequence-parallel", 2)],
+    "MC0912": [("--tp-comm-overlap", 2)],
+    "MC0913": [
+        ("--distribute-saved-activations --tensor-model-parallel-size 2", 2),
+        (f"--distribute-saved-activations {FULL_RECOMPUTE}", 2),
+        (
+            "--distribute-saved-activations --tensor-model-parallel-size 2 --sequence-parallel "
+            f"{FULL_RECOMPUTE}",
+            2,
+        ),
+    ],
+    "MC0914": [
+        ("--tensor-model-parallel-size 8", 8),
+        ("--tensor-model-parallel-size 4 --ffn-hidden-size 130", 4),
+        ("--tensor-model-parallel-size 4 --group-query-attention --num-query-groups 2", 4),
+    ],
+    "MC0915": [
+        ("--context-parallel-size 3", 3),
+        ("--tensor-model-parallel-size 4 --sequence-parallel --seq-length 62", 4),
+        (
+            "--tensor-model-parallel-size 4 --context-parallel-size 2 --sequence-parallel "
+            "--seq-length 60",
+            8,
+        ),
+    ],
+    "MC0916": [
+        ("--tensor-model-parallel-size 2 --context-parallel-size 4 --cp-comm-type a2a", 8),
+        (
+            "--context-parallel-size 4 --cp-comm-type a2a --group-query-attention "
+            "--num-query-groups 2",
+            4,
+        ),
+    ],
+    "MC0921": [
+        ("--pipeline-schedule zb-v", 2),
+        ("--num-layers-per-virtual-pipeline-stage 1", 1),
+        ("--standalone-embedding-stage", 2),
+    ],
+    "MC0922": [(f"{PIPELINE} --pipeline-schedule-file s.csv --pipeline-schedule gpipe", 4)],
+    "MC0923": [
+        (f"{PIPELINE} --pipeline-schedule interleaved", 4),
+        (f"{PIPELINE} --pipeline-schedule zb-v --num-layers-per-virtual-pipeline-stage 1", 4),
+    ],
+    "MC0924": [
+        (f"{PIPELINE} --pipeline-schedule zb-v --decoder-first-pipeline-num-layers 2", 4),
+        (f"{PIPELINE} --standalone-embedding-stage --decoder-first-pipeline-num-layers 2", 4),
+    ],
+    "MC0925": [
+        (f"{PIPELINE} --num-layers 6", 4),
+        (f"{PIPELINE} --num-layers 4 --pipeline-schedule zb-v", 4),
+        (f"{PIPELINE} --num-layers-per-virtual-pipeline-stage 3", 4),
+        (f"{PIPELINE} --decoder-last-pipeline-num-layers 1", 4),
+        (f"{PIPELINE} --decoder-last-pipeline-num-layers 9", 4),
+        (f"{PIPELINE} --standalone-embedding-stage", 4),
+    ],
+    "MC0926": [
+        (f"{PIPELINE} --pipeline-schedule dualpipe --global-batch-size 2", 4),
+        (
+            f"{PIPELINE} --pipeline-schedule dualpipe --num-layers 6 "
+            "--pipeline-model-parallel-size 3",
+            3,
+        ),
+    ],
+    "MC0931": [
+        ("--overlap-param-gather", 2),
+        ("--overlap-param-gather --use-distributed-optimizer", 2),
+    ],
+    "MC0932": [
+        ("--num-distributed-optimizer-instances 2", 2),
+        ("--num-distributed-optimizer-instances 3 --use-distributed-optimizer", 4),
     ],
 }
 FILES = {
@@ -199,19 +286,28 @@ def test_environment_triggers(fault_id: str, environment: dict[str, str]) -> Non
     assert [one.id for one in faults_of(small(), environment)] == [fault_id]
 
 
+@pytest.mark.parametrize(
+    ("fault_id", "extra", "size"), [(i, *way) for i, ways in WORLDS.items() for way in ways]
+)
+def test_parallel_triggers(fault_id: str, extra: str, size: int) -> None:
+    environment = {"WORLD_SIZE": str(size), "RANK": "0"}
+    found = {one.id for one in faults_of(small(extra), environment)}
+    assert found - {"MC0011"} == {fault_id}
+
+
 def test_small_run_is_valid() -> None:
     run, _ = parse_run(small(), environment={})
     assert not list(run.faults())
 
 
 def test_every_id_is_triggered() -> None:
-    assert set(TRIGGERS) | set(ENVIRONMENTS) == set(RULES)
+    assert set(TRIGGERS) | set(ENVIRONMENTS) | set(WORLDS) == set(RULES)
 
 
 def test_every_id_in_the_source_is_registered_and_used() -> None:
     used: set[str] = set()
     for path in PACKAGE.rglob("*.py"):
-        if path.name == "faults.py":
+        if path.name in ("faults.py", "faults_parallel.py"):
             used.update(re.findall(r'fault\("(MC\d+)"', path.read_text()))
             continue
         for node in ast.walk(ast.parse(path.read_text())):
@@ -237,8 +333,9 @@ def test_unregistered_id_is_a_programming_error() -> None:
 
 def test_all_faults_come_at_once() -> None:
     words = "--bf16 --fp16 --num-attention-heads 7 --optimizer lamb --seq-length 1000 --save d"
-    ids = [one.id for one in faults_of(small(f"{words} --tensor-model-parallel-size 2 --oops"))]
-    expected = ["MC0001", "MC0004", "MC0011", "MC0103", "MC0501", "MC0603", "MC0701"]
+    ids = [one.id for one in faults_of(small(f"{words} --tensor-model-parallel-size 3 --oops"))]
+    expected = ["MC0001", "MC0004", "MC0103", "MC0501", "MC0603", "MC0701", "MC0901"]
+    expected += ["MC0914"]
     assert ids == expected
 
 

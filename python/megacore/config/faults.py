@@ -6,24 +6,10 @@ docs/errors.md is generated from this table. An id is never reused for another r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
+from megacore.config.fault_rule import Rule
+from megacore.config.faults_parallel import PARALLEL_RULES
 from megacore.errors import Fault
-
-
-class Rule(NamedTuple):
-    """One rule a configuration has to keep.
-
-    Attributes:
-        title: The rule itself, one sentence without a full stop; the head of the message.
-        why: Why the rule exists.
-        fix: What to change.
-    """
-
-    title: str
-    why: str
-    fix: str
-
 
 RULES: dict[str, Rule] = {
     # Reading the command line and configuration files.
@@ -98,12 +84,6 @@ RULES: dict[str, Rule] = {
         "`--unset` needs the name of a setting",
         "The word is not the name of a setting of this command.",
         "Take the suggested spelling.",
-    ),
-    "MC0014": Rule(
-        "Running in more than one process is not supported yet",
-        "WORLD_SIZE (or SLURM_NTASKS) says that a launcher started several processes. Each of "
-        "them would train the same model on the same data and write the same files.",
-        "Start one process: `python pretrain_gpt.py ...` or `torchrun --nproc-per-node 1`.",
     ),
     "MC0015": Rule(
         "RANK, WORLD_SIZE and LOCAL_RANK must be integers that fit together",
@@ -378,6 +358,7 @@ RULES: dict[str, Rule] = {
         "The window would be empty, and nothing profiled.",
         "Correct one of them.",
     ),
+    **PARALLEL_RULES,
 }
 
 

@@ -21,6 +21,7 @@ _CHAPTERS = {
     "MC06": "Data and tokenizers",
     "MC07": "Checkpoints",
     "MC08": "Logging and profiling",
+    "MC09": "Parallelism",
 }
 
 

@@ -24,6 +24,7 @@ _NAMES = {
     "rank": ("RANK", "SLURM_PROCID"),
     "local_rank": ("LOCAL_RANK", "SLURM_LOCALID"),
 }
+_MAX_PROCESSES = 1 << 20
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
 
@@ -68,7 +69,7 @@ def current_process(environment: Mapping[str, str] | None = None) -> Process:
     except ValueError:
         raise ConfigError([fault("MC0015", given)]) from None
     process = Process(**found)
-    if process.world_size < 1 or not 0 <= process.rank < process.world_size:
+    if not 1 <= process.world_size <= _MAX_PROCESSES or not 0 <= process.rank < process.world_size:
         raise ConfigError([fault("MC0015", given)])
     if not 0 <= process.local_rank < process.world_size:
         raise ConfigError([fault("MC0015", given)])
@@ -104,13 +105,21 @@ def launch_faults(environment: Mapping[str, str] | None = None) -> Iterator[Faul
         environment: Variables; by default those of this process.
     """
     try:
-        process = current_process(environment)
+        current_process(environment)
     except ConfigError as error:
         yield from error.faults
-        return
-    if process.world_size > 1:
-        given = {"processes": process.world_size, "rank": process.rank}
-        yield fault("MC0014", given, allowed="1")
+
+
+def launched_world_size(environment: Mapping[str, str] | None = None) -> int:
+    """Number of processes that the launcher started; 1 where its variables are faulty.
+
+    Args:
+        environment: Variables; by default those of this process.
+    """
+    try:
+        return current_process(environment).world_size
+    except ConfigError:
+        return 1
 
 
 def report_to_launcher(error: BaseException, environment: Mapping[str, str] | None = None) -> None:

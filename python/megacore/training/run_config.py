@@ -171,9 +171,14 @@ class RunConfig:
         if any(True for _ in parallel.faults()) or any(True for _ in value_faults(self.model)):
             return
         yield from unsupported(parallel)
-        yield from grid_faults(parallel)
-        yield from model_faults(parallel, self.model, self.recompute, self.data.length)
-        yield from schedule_faults(parallel, self.batch, self.model.depth)
+        wrong = [
+            *grid_faults(parallel),
+            *model_faults(parallel, self.model, self.recompute, self.data.length),
+        ]
+        yield from wrong
+        # A schedule is made to see whether it can be made: only for sizes that make sense.
+        if not wrong and not any(True for _ in value_faults(self.batch)):
+            yield from schedule_faults(parallel, self.batch, self.model.depth)
 
     def resolved(self) -> RunConfig:
         """A copy in which everything that can be derived is filled, and booleans are final.

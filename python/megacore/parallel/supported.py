@@ -1,0 +1,86 @@
+"""What of parallelism is refused, because a part of it does not exist yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from megacore.config.faults import fault
+from megacore.config.settings import Setting, settings_of
+from megacore.errors import Fault
+from megacore.parallel.config import ParallelConfig
+
+# Field of ParallelConfig -> why values other than the default are refused. A field leaves this
+# list with the code that reads it.
+UNSUPPORTED: Mapping[str, str] = {
+    "expert_model_parallel_size": "there is no mixture-of-experts model yet",
+    "tp_comm_overlap": "not there yet",
+    "tp_comm_overlap_ag": "not there yet",
+    "tp_comm_overlap_rs": "not there yet",
+    "async_tensor_model_parallel_allreduce": "not there yet",
+    "overlap_p2p_comm": "not there yet",
+    "variable_seq_lengths": "not there yet",
+    "align_grad_reduce": "not there yet",
+    "align_param_gather": "not there yet",
+    "data_parallel_sharding_strategy": "not there yet",
+    "num_distributed_optimizer_instances": "not there yet",
+    "distributed_backend": "not there yet",
+    "distributed_timeout_minutes": "not there yet",
+    "distributed_timeout_seconds": "not there yet",
+    "check_collectives": "not there yet",
+    "simulate_world": "not there yet",
+}
+
+# Flags that change nothing in a run of one process.
+BETWEEN_PROCESSES = (
+    "distributed_backend",
+    "distributed_timeout_minutes",
+    "distributed_timeout_seconds",
+    "use_distributed_optimizer",
+    "data_parallel_sharding_strategy",
+    "overlap_grad_reduce",
+    "align_grad_reduce",
+    "overlap_param_gather",
+    "align_param_gather",
+    "ddp_bucket_size",
+    "ddp_average_in_collective",
+    "async_tensor_model_parallel_allreduce",
+    "overlap_p2p_comm",
+    "check_collectives",
+)
+
+
+def unsupported(config: ParallelConfig) -> Iterator[Fault]:
+    """Faults of what is asked for and does not exist yet.
+
+    Args:
+        config: Resolved or not.
+    """
+    if config.world_size > 1:
+        given = {"processes": config.world_size}
+        yield fault("MC0011", given, allowed="1", more="training in several processes")
+    alone = BETWEEN_PROCESSES if config.world_size == 1 else ()
+    for setting in _given(config, [name for name in UNSUPPORTED if name not in alone]):
+        value = getattr(config, setting.dest)
+        shown = "" if setting.is_switch else value
+        more = f"{setting.flag}: {UNSUPPORTED[setting.dest]}"
+        yield fault("MC0011", {setting.flag: shown}, allowed=_default(setting), more=more)
+
+
+def notes(config: ParallelConfig) -> list[str]:
+    """Remarks on flags that have no effect in one process, one line each."""
+    if config.world_size > 1:
+        return []
+    flags = [setting.flag for setting in _given(config, BETWEEN_PROCESSES)]
+    return [f"{flag} has no effect: there is one process" for flag in flags]
+
+
+def _given(config: ParallelConfig, names: Sequence[str]) -> list[Setting]:
+    return [
+        setting
+        for setting in settings_of(ParallelConfig)
+        if setting.dest in names and getattr(config, setting.dest) != setting.default
+    ]
+
+
+def _default(setting: Setting) -> str:
+    return "leave it out" if setting.is_switch or setting.default is None else str(setting.default)
