@@ -42,7 +42,7 @@ std::string picture(const Schedule& schedule, const std::vector<Mark>& marks) {
             });
             const auto& steps = schedule.ranks[r];
             std::string text = c < steps.size() ? to_string(steps[c]) : "";
-            if (marked) text = "[" + text + "]";
+            if (marked) text.insert(0, 1, '[').push_back(']');
             widths[c - left] = std::max(widths[c - left], text.size());
             cells.back().push_back(std::move(text));
         }
@@ -52,7 +52,8 @@ std::string picture(const Schedule& schedule, const std::vector<Mark>& marks) {
         out += padded(std::to_string(c), widths[c - left] + 1);
     }
     for (std::size_t r = top; r < bottom; ++r) {
-        out += "\n" + padded("rank " + std::to_string(r), 10);
+        out += '\n';
+        out += padded("rank " + std::to_string(r), 10);
         for (std::size_t c = left; c < right; ++c) {
             out += padded(cells[r - top][c - left], widths[c - left] + 1);
         }
