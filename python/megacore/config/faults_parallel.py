@@ -27,6 +27,24 @@ PARALLEL_RULES: dict[str, Rule] = {
         "It looks at one rank after the other of a job that does not run.",
         "Start it without a launcher.",
     ),
+    "MC0905": Rule(
+        "All processes must be started with the same flags",
+        "One process computes something else than the others, or waits for something they never "
+        "send. The message names the processes that differ from process 0.",
+        "Start all processes with one command line and one set of files.",
+    ),
+    "MC0906": Rule(
+        "The backend of torch.distributed is not there",
+        "`nccl` needs a PyTorch with CUDA and a GPU for every process of a machine; `gloo` works "
+        "on CPUs.",
+        "Use `--distributed-backend gloo`, or a machine and a PyTorch with CUDA.",
+    ),
+    "MC0907": Rule(
+        "Several processes need MASTER_ADDR and MASTER_PORT",
+        "That is where they meet. torchrun sets both; under srun they are derived from the "
+        "job's list of nodes where they are not set.",
+        "Start through torchrun, or set both to the address of process 0 and a free port.",
+    ),
     "MC0911": Rule(
         "--sequence-parallel needs tensor parallelism",
         "It splits activations over the tensor-parallel processes.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -74,6 +75,54 @@ def current_process(environment: Mapping[str, str] | None = None) -> Process:
     if not 0 <= process.local_rank < process.world_size:
         raise ConfigError([fault("MC0015", given)])
     return process
+
+
+@dataclass(frozen=True)
+class MeetingPoint:
+    """Where the processes of a run find each other.
+
+    Attributes:
+        address: Name or address of the machine of process 0.
+        port: Its port.
+        is_hosted: The launcher serves the port; otherwise process 0 has to.
+    """
+
+    address: str
+    port: int
+    is_hosted: bool = False
+
+
+def meeting_point(environment: Mapping[str, str] | None = None) -> MeetingPoint:
+    """Where the launcher wants the processes to meet.
+
+    Under srun, where nothing sets an address, it is the first machine of the step, and a port that
+    follows from the number of the job.
+
+    Args:
+        environment: Variables; by default those of this process.
+
+    Raises:
+        ConfigError: No launcher says it, or it is no address and port.
+    """
+    env = os.environ if environment is None else environment
+    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or ""
+    number = job_id(env)
+    address = env.get("MASTER_ADDR") or first_host(nodes)
+    port = env.get("MASTER_PORT") or (str(20000 + int(number) % 20000) if number.isdigit() else "")
+    if not address or not port.isdigit() or not 0 < int(port) < 65536:
+        given = {name: env.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")}
+        raise ConfigError([fault("MC0907", given)])
+    return MeetingPoint(address, int(port), env.get("TORCHELASTIC_USE_AGENT_STORE") == "True")
+
+
+def first_host(nodes: str) -> str:
+    """The first machine of one of Slurm's lists, such as "gpu[07-12,20],cpu1"; "" of an empty one.
+
+    Args:
+        nodes: The list.
+    """
+    found = re.match(r"([^\[,]*)(?:\[([^\]\-,]+)[^\]]*\])?([^\[,]*)", nodes)
+    return "".join(part or "" for part in found.groups()) if found else ""
 
 
 def speaks_for_all(environment: Mapping[str, str] | None = None) -> bool:

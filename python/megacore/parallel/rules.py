@@ -5,33 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from megacore._C import comm, pipeline
+from megacore._C import pipeline
 from megacore.config.faults import fault
 from megacore.errors import Fault
 from megacore.models.config import ModelConfig, RecomputeConfig
 from megacore.parallel.config import V_SCHEDULES, ParallelConfig
+from megacore.parallel.grid import make_grid
 
 if TYPE_CHECKING:
     from megacore.training.config import BatchConfig
-
-
-def make_grid(parallel: ParallelConfig) -> comm.ProcessGrid:
-    """The arrangement of the processes of a run.
-
-    Args:
-        parallel: Degrees, order and world size.
-
-    Raises:
-        ValueError: They do not fit together; the message says which.
-    """
-    return comm.ProcessGrid(
-        parallel.world_size,
-        tensor=parallel.tensor_model_parallel_size,
-        context=parallel.context_parallel_size,
-        pipeline=parallel.pipeline_model_parallel_size,
-        expert=parallel.expert_model_parallel_size,
-        order=parallel.axis_order,
-    )
 
 
 def grid_faults(parallel: ParallelConfig) -> Iterator[Fault]:

@@ -23,9 +23,6 @@ UNSUPPORTED: Mapping[str, str] = {
     "align_param_gather": "not there yet",
     "data_parallel_sharding_strategy": "not there yet",
     "num_distributed_optimizer_instances": "not there yet",
-    "distributed_backend": "not there yet",
-    "distributed_timeout_minutes": "not there yet",
-    "distributed_timeout_seconds": "not there yet",
     "check_collectives": "not there yet",
     "simulate_world": "not there yet",
 }
@@ -55,9 +52,6 @@ def unsupported(config: ParallelConfig) -> Iterator[Fault]:
     Args:
         config: Resolved or not.
     """
-    if config.world_size > 1:
-        given = {"processes": config.world_size}
-        yield fault("MC0011", given, allowed="1", more="training in several processes")
     alone = BETWEEN_PROCESSES if config.world_size == 1 else ()
     for setting in _given(config, [name for name in UNSUPPORTED if name not in alone]):
         value = getattr(config, setting.dest)
