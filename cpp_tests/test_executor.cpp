@@ -1,7 +1,6 @@
 // The executor on ranks that are threads: every value must be the one a serial loop computes.
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <chrono>
 #include <exception>
 #include <map>
@@ -14,7 +13,9 @@
 
 #include "comm/thread_communicator.h"
 #include "core/check.h"
+#include "pipeline/communication.h"
 #include "pipeline/executor.h"
+#include "pipeline/schedules.h"
 #include "support.h"
 
 namespace {
@@ -350,6 +351,55 @@ TEST(Executor, RefusesWhatItCannotRun) {
     expect_error([&] { run("0RECV_B0 0B0"); }, "(0B0): no answer for 50 ms");
 }
 
+struct Sweep {
+    std::string name;
+    int num_ranks;
+};
+
+class EverySchedule : public ::testing::TestWithParam<Sweep> {};
+
+TEST_P(EverySchedule, GivesTheSerialResults) {
+    const auto& [name, num_ranks] = GetParam();
+    int num_runs = 0;
+    for (const int num_microbatches : {1, 2, 2 * num_ranks, 3 * num_ranks - 1, 5 * num_ranks + 2}) {
+        mp::Schedule schedule;
+        try {
+            schedule = mp::add_communication(mp::make_schedule(
+                name, {.num_ranks = num_ranks, .num_microbatches = num_microbatches}));
+        } catch (const Error&) {
+            continue;  // too few for this schedule
+        }
+        ++num_runs;
+        const auto seed = static_cast<std::uint64_t>(17 * num_ranks + num_microbatches);
+        const ThreadWorld::Options options{.seed = seed, .max_delay_us = 60};
+        expect_serial_results(schedule, run_on_threads(schedule, options, false, 2));
+        expect_serial_results(schedule,
+                              run_on_threads(schedule, {}, false, 1, {.max_pending_sends = 1}));
+        expect_serial_results(schedule, run_on_threads(schedule, options, true), true);
+    }
+    EXPECT_GE(num_runs, 2);
+}
+
+std::vector<Sweep> sweeps() {
+    std::vector<Sweep> sweeps;
+    for (const std::string& name : mp::schedule_names()) {
+        for (int num_ranks = 2; num_ranks <= 8; ++num_ranks) {
+            if (name == "dualpipe" && num_ranks % 2 != 0) continue;  // its ranks form pairs
+            sweeps.push_back({name, num_ranks});
+        }
+    }
+    return sweeps;
+}
+
+INSTANTIATE_TEST_SUITE_P(Executor,
+                         EverySchedule,
+                         ::testing::ValuesIn(sweeps()),
+                         [](const auto& info) {
+                             std::string name = info.param.name;
+                             std::erase(name, '-');
+                             return name + "_on_" + std::to_string(info.param.num_ranks);
+                         });
+
 TEST(ThreadWorld, NamesMessagesThatDoNotMatch) {
     const ThreadWorld world(2, {});
     const auto zero = world.communicator(0);
@@ -366,14 +416,13 @@ TEST(ThreadWorld, NamesMessagesThatDoNotMatch) {
 TEST(ThreadWorld, ChannelsOvertakeEachOther) {
     int overtaken = 0;
     for (std::uint64_t seed = 0; seed < 20; ++seed) {
-        const ThreadWorld world(2, {.seed = seed, .max_delay_us = 20'000});
-        const auto zero = world.communicator(0);
-        const auto one = world.communicator(1);
-        const auto first = zero->post_send({.peer = 1, .stage = 1}, pack(1));
-        zero->post_send({.peer = 1, .stage = 1, .backward = true}, pack(2));
+        const ThreadWorld world(3, {.seed = seed, .max_delay_us = 20'000});
+        const auto first = world.communicator(0)->post_send({.peer = 2, .stage = 2}, pack(1));
+        world.communicator(1)->post_send({.peer = 2, .stage = 2}, pack(2));
         EXPECT_FALSE(first->test());
-        const auto early = one->post_recv({.peer = 0, .stage = 1});
-        const auto late = one->post_recv({.peer = 0, .stage = 1, .backward = true});
+        const auto two = world.communicator(2);
+        const auto early = two->post_recv({.peer = 0, .stage = 2});
+        const auto late = two->post_recv({.peer = 1, .stage = 2});
         while (!late->test() && !early->test()) std::this_thread::yield();
         overtaken += !early->test();
         EXPECT_EQ(unpack(early->wait()), 1u);

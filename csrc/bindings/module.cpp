@@ -9,6 +9,7 @@ namespace py = pybind11;
 void bind_comm(py::module_& parent);
 void bind_buckets(py::module_& parent);
 void bind_data(py::module_& parent);
+void bind_executor(py::module_& parent);
 void bind_pipeline(py::module_& parent);
 void bind_pipeline_tools(py::module_& parent);
 
@@ -26,4 +27,5 @@ PYBIND11_MODULE(_C, module) {
     bind_data(module);
     bind_pipeline(module);
     bind_pipeline_tools(module);
+    bind_executor(module);
 }

@@ -35,9 +35,9 @@ public:
 
 /// Sends and receives between the ranks of a pipeline.
 ///
-/// A channel is one (sender, receiver, direction). Within a channel the receives are posted in the
-/// order of the sends; between channels there is no order. Posting never blocks, and a send may be
-/// finished only once its receive was posted. Used by one thread at a time.
+/// A channel is one (sender, receiver). Within a channel the receives are posted in the order of
+/// the sends; between channels there is no order. Posting never blocks, and a send may be finished
+/// only once its receive was posted. Used by one thread at a time.
 class Communicator {
 public:
     virtual ~Communicator() = default;

@@ -6,7 +6,6 @@
 #include <deque>
 #include <map>
 #include <mutex>
-#include <tuple>
 #include <utility>
 
 #include "core/check.h"
@@ -16,15 +15,15 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-/// Sender, receiver, backward.
-using Channel = std::tuple<int, int, bool>;
+/// Sender and receiver.
+using Channel = std::pair<int, int>;
 
 /// One place in a channel: filled by a send, emptied by a receive, posted in either order.
 struct Parcel {
     Message message;
     Value value;
     bool sent = false;
-    bool delivered = false;
+    bool claimed = false;
     Clock::time_point arrival;
 };
 
@@ -67,13 +66,14 @@ public:
         }
         auto parcel = lane.parcels[place - lane.first];
         if (parcel->message.stage != message.stage ||
+            parcel->message.backward != message.backward ||
             parcel->message.microbatch != message.microbatch) {
             fail(detail::concatenate("message ",
                                      place,
                                      " from rank ",
-                                     std::get<0>(channel),
+                                     channel.first,
                                      " to rank ",
-                                     std::get<1>(channel),
+                                     channel.second,
                                      " is ",
                                      describe(sending ? message : parcel->message),
                                      " for the sender, ",
@@ -110,11 +110,9 @@ private:
 
     std::chrono::microseconds delay(const Channel& channel, std::size_t place) const {
         if (options.max_delay_us == 0) return std::chrono::microseconds(0);
-        const auto [from, to, backward] = channel;
-        std::uint64_t x = mix(options.seed);
-        for (const std::size_t part : {std::size_t(from), std::size_t(to), std::size_t(backward)}) {
-            x = mix(x ^ part);
-        }
+        const auto [from, to] = channel;
+        const std::uint64_t x =
+            mix(mix(mix(options.seed) ^ std::uint64_t(from)) ^ std::uint64_t(to));
         const auto range = static_cast<std::uint64_t>(options.max_delay_us) + 1;
         return std::chrono::microseconds(mix(x ^ place) % range);
     }
@@ -142,14 +140,12 @@ public:
                                                  describe(parcel_->message),
                                                  sending_ ? " to be received" : ""));
             }
-            // A parcel that was sent changes by time alone.
-            const bool travelling = !sending_ && parcel_->sent;
+            // With both ends there, only time is missing.
+            const bool travelling = parcel_->sent && parcel_->claimed;
             state_->changed.wait_until(lock, travelling ? parcel_->arrival : deadline);
         }
         if (sending_) return nullptr;
-        parcel_->delivered = true;
         --state_->num_undelivered;
-        state_->changed.notify_all();
         return std::move(parcel_->value);
     }
 
@@ -159,8 +155,7 @@ private:
     bool sending_;
 
     bool done() const {
-        if (sending_) return parcel_->delivered;
-        return parcel_->sent && Clock::now() >= parcel_->arrival;
+        return parcel_->sent && parcel_->claimed && Clock::now() >= parcel_->arrival;
     }
 };
 
@@ -170,7 +165,7 @@ public:
 
     std::shared_ptr<Request> post_send(const Message& message, Value value) override {
         const std::lock_guard lock(state_->mutex);
-        auto parcel = state_->next({rank_, message.peer, message.backward}, message, true);
+        auto parcel = state_->next({rank_, message.peer}, message, true);
         parcel->value = std::move(value);
         parcel->sent = true;
         state_->changed.notify_all();
@@ -179,7 +174,9 @@ public:
 
     std::shared_ptr<Request> post_recv(const Message& message) override {
         const std::lock_guard lock(state_->mutex);
-        auto parcel = state_->next({message.peer, rank_, message.backward}, message, false);
+        auto parcel = state_->next({message.peer, rank_}, message, false);
+        parcel->claimed = true;
+        state_->changed.notify_all();
         return std::make_shared<Pending>(state_, std::move(parcel), false);
     }
 

@@ -109,7 +109,7 @@ void Executor::prepare(const Schedule& schedule) {
             step.message = {map.rank(other), sends ? target : stage, number, backward};
             if (sends) {
                 step.input = slot(stage, number, out);
-                step.sends = &sends_[{step.message.peer, backward}];
+                step.sends = &sends_[step.message.peer];
             } else {
                 step.output = slot(stage, number, in);
             }
@@ -129,7 +129,7 @@ RunTrace Executor::run(const StageCallbacks& callbacks, bool forward_only) {
             trace.steps.push_back({step.action});
             run_step(step, callbacks, trace.steps.back());
         }
-        for (auto& [channel, sends] : sends_) reap(sends, 0, trace.drain_ns);
+        for (auto& [peer, sends] : sends_) reap(sends, 0, trace.drain_ns);
         for (const Slot& slot : slots_) {
             MEGACORE_CHECK(!slot.filled, "a value was received or computed that no step consumed");
         }
@@ -212,7 +212,7 @@ void Executor::reap(std::deque<std::shared_ptr<comm::Request>>& sends,
 
 void Executor::give_up(const std::string& reason) {
     communicator_->abort(reason);
-    for (auto& [channel, sends] : sends_) sends.clear();
+    for (auto& [peer, sends] : sends_) sends.clear();
     for (Slot& slot : slots_) slot = {};
 }
 

@@ -38,7 +38,7 @@ struct StepTrace {
     /// After it had waited for its input.
     std::int64_t start_ns = 0;
     std::int64_t end_ns = 0;
-    /// Time before start_ns that it waited for its input (of a send: for a place in its channel).
+    /// Time before start_ns that it waited for its input (of a send: for an older one).
     std::int64_t wait_ns = 0;
 };
 
@@ -57,10 +57,10 @@ struct RunTrace {
 /// One rank's part of a pipeline.
 ///
 /// A receive is posted where the schedule says and waited for when its consumer starts. A send is
-/// posted and not waited for, until `max_pending_sends` later ones of its channel were posted: the
-/// values of the sends under way are the only memory that it holds longer than the schedule says,
-/// and a transport that knows when a send is finished gets them released before. Between stages of
-/// the same rank values are handed over directly.
+/// posted and not waited for, until `max_pending_sends` later ones to the same rank were posted:
+/// the values of the sends under way are the only memory that it holds longer than the schedule
+/// says, and a transport that knows when a send is finished gets them released before. Between
+/// stages of the same rank values are handed over directly.
 class Executor {
 public:
     struct Options {
@@ -109,8 +109,8 @@ private:
     Options options_;
     std::vector<Step> steps_;
     std::vector<Slot> slots_;
-    /// Sends under way of each channel (peer, backward).
-    std::map<std::pair<int, bool>, std::deque<std::shared_ptr<comm::Request>>> sends_;
+    /// Sends under way to each peer.
+    std::map<int, std::deque<std::shared_ptr<comm::Request>>> sends_;
     std::size_t current_ = 0;
 
     void prepare(const Schedule& schedule);
