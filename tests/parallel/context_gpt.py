@@ -82,7 +82,7 @@ def train(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """This rank's part of the loss and of every gradient; on one process the whole."""
     model = build(changes, dtype=dtype, recompute=recompute)
-    apply_context_parallel(model, group, comm_type=comm_type)  # type: ignore[arg-type]
+    apply_context_parallel(model, group, comm_type=comm_type)
     torch.manual_seed(seed + group.rank)
     loss = loss_of(model, group, packed=packed)
     loss.backward()
