@@ -91,9 +91,8 @@ def compare(hidden: int, layers: int, dtype: torch.dtype, repeats: int) -> str:
     )
     grads = [torch.randn(p.shape) for p in theirs.parameters()]
     by_name = dict(zip((n for n, _ in ours.named_parameters()), grads, strict=True))
-    for flat in optimizer.groups:
-        for name, view in flat.views(flat.grad_flat):
-            view.copy_(by_name[name])
+    for name, view in optimizer.named_gradients():
+        view.copy_(by_name[name])
     rates = Rates(lr=1e-3, weight_decay=0.1)
     step = torch_step(list(theirs.parameters()), grads)
     mine, peer = medians(lambda: optimizer.step(rates), step, repeats=repeats)

@@ -142,9 +142,12 @@ def float64_adamw(
     [
         (torch.bfloat16, PrecisionConfig(bf16=True)),
         (torch.float16, PrecisionConfig(fp16=True, initial_loss_scale=256.0)),
-        (torch.float16, PrecisionConfig(fp16=True, loss_scale=64.0)),
+        (
+            torch.float16,
+            PrecisionConfig(fp16=True, loss_scale=64.0, accumulate_allreduce_grads_in_fp32=True),
+        ),
     ],
-    ids=["bf16", "fp16", "fp16-static"],
+    ids=["bf16", "fp16", "fp16-summed-in-fp32"],
 )
 def test_low_precision_follows_float64_on_the_same_gradients(
     dtype: torch.dtype, precision: PrecisionConfig
@@ -158,7 +161,9 @@ def test_low_precision_follows_float64_on_the_same_gradients(
     )
     seen: dict[str, list[Tensor]] = {}
     for name, param in model.named_parameters():
-        param.register_hook(lambda grad, name=name: seen.setdefault(name, []).append(grad.double()))
+        param.register_hook(lambda grad, name=name: seen.setdefault(name, []).append(grad.clone()))
+    half_sums = precision.fp16 and not precision.accumulate_allreduce_grads_in_fp32
+    sum_dtype = torch.float16 if half_sums else torch.float64
     state = {
         name: (p.detach().double(), p.new_zeros(p.shape).double(), p.new_zeros(p.shape).double())
         for name, p in model.named_parameters()
@@ -170,7 +175,8 @@ def test_low_precision_follows_float64_on_the_same_gradients(
         for tokens in batches(3, seed=step):
             optimizer.backward(model(tokens))
         scale = optimizer.loss_scale * 3
-        grads = {name: sum(parts) / scale for name, parts in seen.items()}
+        sums = {name: sum(g.to(sum_dtype) for g in parts) for name, parts in seen.items()}
+        grads = {name: total.double() / scale for name, total in sums.items()}
         norm = float64_adamw(state, grads, lr=0.01, wd=0.1, step=step, clip=0.5)
         result = optimizer.step(Rates(0.01, 0.1), grad_divisor=3)
         assert result.updated
@@ -194,7 +200,7 @@ def test_gradients_are_summed_in_fp32() -> None:
     for _ in range(255):
         small = torch.full((1, 1), 2.0**-9, dtype=torch.bfloat16)
         optimizer.backward(layer(small).sum())
-    assert optimizer.groups[0].grad_flat[0].item() == 1 + 255 * 2.0**-9
+    assert dict(optimizer.named_gradients())["weight"].item() == 1 + 255 * 2.0**-9
     assert layer.weight.grad is None
 
 
@@ -205,20 +211,17 @@ def test_no_memory_is_moved_between_steps(dtype: torch.dtype) -> None:
         model, optimizer=OptimizerConfig(), precision=PrecisionConfig(bf16=dtype != torch.float32)
     )
     where = [p.data_ptr() for p in model.parameters()]
-    grads = [flat.grad_flat.data_ptr() for flat in optimizer.groups]
+    grads = [bucket.grad.data_ptr() for bucket in optimizer.buckets]
     for tokens in batches(3):
         optimizer.zero_grad()
         optimizer.backward(model(tokens))
         optimizer.step(Rates(0.01, 0.01))
     assert [p.data_ptr() for p in model.parameters()] == where
-    assert [flat.grad_flat.data_ptr() for flat in optimizer.groups] == grads
+    assert [bucket.grad.data_ptr() for bucket in optimizer.buckets] == grads
     if dtype == torch.float32:
-        for flat in optimizer.groups:
-            start, end = (
-                flat.grad_flat.data_ptr(),
-                flat.grad_flat.data_ptr() + flat.grad_flat.nbytes,
-            )
-            assert all(start <= p.grad.data_ptr() < end for p in flat.group.params)
+        for bucket in optimizer.buckets:
+            start, end = bucket.grad.data_ptr(), bucket.grad.data_ptr() + bucket.grad.nbytes
+            assert all(start <= p.grad.data_ptr() < end for p in bucket.parameters)
 
 
 def test_groups_follow_the_rule() -> None:
@@ -226,7 +229,13 @@ def test_groups_follow_the_rule() -> None:
     optimizer = build_optimizer(
         model, optimizer=OptimizerConfig(decoupled_lr=1.0), precision=PrecisionConfig()
     )
-    groups = {flat.group.key: set(flat.group.names) for flat in optimizer.groups}
+    groups: dict[GroupKey, set[str]] = {}
+    for bucket in optimizer.buckets:
+        for param in bucket.params:
+            groups.setdefault(param.key, set()).add(param.name)
+    # One pass of the update per group, whatever the order of the parameters in the model.
+    assert len(optimizer.buckets) == 1
+    assert len(optimizer.buckets[0].runs) == 3
     assert groups == {
         GroupKey(): {"first.weight", "second.weight"},
         GroupKey(wd_mult=0.0): {"first.bias", "norm.weight", "norm.bias"},
@@ -266,7 +275,7 @@ def test_tied_parameter_is_updated_once() -> None:
     optimizer = build_optimizer(
         make_model(), optimizer=OptimizerConfig(), precision=PrecisionConfig()
     )
-    names = [name for flat in optimizer.groups for name in flat.group.names]
+    names = [param.name for bucket in optimizer.buckets for param in bucket.params]
     assert len(names) == len(set(names)) == 6
     assert "output_layer.weight" not in names
 
@@ -282,7 +291,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(dtype: torch.dtype, bad: 
         optimizer.zero_grad()
         optimizer.backward(model(batches(1)[0]))
         if poison:
-            optimizer.groups[1].grad_flat[2] = bad
+            dict(optimizer.named_gradients())["first.bias"][2] = bad
             before = {n: t.clone() for n, t in optimizer.state_tensors().items()}
             weights = [p.detach().clone() for p in model.parameters()]
         result = optimizer.step(Rates(0.1, 0.1))

@@ -10,8 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from megacore.optim.build import build_optimizer
     from megacore.optim.microbatches import BatchSize, MicrobatchCalculator
-    from megacore.optim.optimizer import Optimizer, StepResult, build_optimizer
+    from megacore.optim.optimizer import Optimizer, StepResult
     from megacore.optim.schedule import ParamScheduler, Rates
 
 __all__ = [
@@ -31,7 +32,7 @@ _HOME = {
     "ParamScheduler": "megacore.optim.schedule",
     "Rates": "megacore.optim.schedule",
     "StepResult": "megacore.optim.optimizer",
-    "build_optimizer": "megacore.optim.optimizer",
+    "build_optimizer": "megacore.optim.build",
 }
 
 

@@ -1,127 +1,368 @@
-"""Flat, contiguous storage of one parameter group.
+"""Flat storage of parameters, gradients and optimizer state, in buckets.
 
-Every parameter of the group becomes a view into one buffer of its own dtype, and owns the same
-range of an fp32 gradient buffer. For low-precision groups there is an fp32 copy of the parameters
-too; for fp32 groups the model parameters *are* the main parameters. One buffer means one kernel
-launch per group for the update, and one reduction for the norm.
+The parameters of one dtype and chunk of the model become views into one buffer, in the order in
+which backward completes their gradients, and own the same ranges of a gradient buffer. Buckets
+divide both: a bucket is what is reduced or gathered at once. Inside a bucket parameters of equal
+treatment lie together, so that an update needs one kernel per bucket and group.
+
+With a sharded optimizer each of d processes owns a d-th of every bucket, and only for that has
+main parameters and state.
+
+Source of the sharding: Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion
+Parameter Models" (2020), section 5.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from megacore.optim.groups import ParamGroup
+from megacore import _C
+from megacore.optim.groups import GroupKey, TrainedParam
+from megacore.parallel.groups import Group
 
-# Parameters start at multiples of this many elements, so that the first one is not the only one
-# whose vector loads are aligned. The gaps hold zeros and stay zero under every update rule here.
-ALIGNMENT = 64
+# Dtypes in which parameters are updated directly, without a copy of higher precision.
+FULL_PRECISION = (torch.float32, torch.float64)
+
+# Attribute of parameters under which other ways of computing gradients find their sums.
+MAIN_GRAD = "main_grad"
+
+
+@dataclass(frozen=True, order=True)
+class Treatment:
+    """What parameters that lie together have in common.
+
+    Attributes:
+        key: Their rates.
+        counted: Norms and counts of this process take them.
+        partial: Their gradients are summed over the tensor-parallel processes.
+        replicated: Every tensor-parallel process has all of them. Not used, but makes the
+            order of the parameters the same on all of those processes.
+    """
+
+    key: GroupKey
+    counted: bool
+    partial: bool
+    replicated: bool
+
+    @classmethod
+    def of(cls, param: TrainedParam) -> Treatment:
+        """How a parameter is treated."""
+        layout = param.layout
+        return cls(param.key, param.counted, layout.partial_grad, not layout.is_sharded)
+
+    @property
+    def order(self) -> tuple[object, ...]:
+        """What treatments are sorted by; the same on all tensor-parallel processes."""
+        return (self.key, self.partial, self.replicated)
 
 
 @dataclass(frozen=True)
-class Slot:
-    """The range of a flat buffer that one parameter owns."""
-
-    name: str
-    offset: int
-    shape: torch.Size
-
-    def view(self, flat: Tensor) -> Tensor:
-        """The parameter-shaped view of its range in `flat`."""
-        return flat[self.offset : self.offset + self.shape.numel()].view(self.shape)
-
-
-class FlatGroup:
-    """Parameters, fp32 main parameters and fp32 gradients of one group.
+class Run:
+    """Neighbours in this process's part of a bucket that are treated alike.
 
     Attributes:
-        group: The group that was flattened.
-        slots: One range per parameter, in order.
-        model_flat: [n] parameters in the dtype of the model; the parameters are views of it.
-        main_flat: [n] float32 main parameters; the same memory as `model_flat` for fp32.
-        grad_flat: [n] float32 sums of gradients since the last `zero_grad`.
-        num_padding: Elements of the buffers that belong to no parameter.
+        part: Their range in the part, with the gaps between them.
+        treatment: How they are treated.
+        num_padding: Elements of the range that belong to no parameter.
     """
 
-    def __init__(self, group: ParamGroup) -> None:
-        self.group = group
-        self.slots: list[Slot] = []
-        offset = 0
-        for name, param in zip(group.names, group.params, strict=True):
-            self.slots.append(Slot(name, offset, param.shape))
-            offset += -(-param.numel() // ALIGNMENT) * ALIGNMENT
-        device = group.params[0].device
-        elsewhere = [
-            f"{name} on {param.device}"
-            for name, param in zip(group.names, group.params, strict=True)
-            if param.device != device
-        ]
-        if elsewhere:
-            raise ValueError(f"parameters of one group must share {device}: {', '.join(elsewhere)}")
-        self.num_padding = offset - sum(param.numel() for param in group.params)
-        self.model_flat = torch.zeros(offset, dtype=group.dtype, device=device)
-        with torch.no_grad():
-            for slot, param in zip(self.slots, group.params, strict=True):
-                view = slot.view(self.model_flat)
-                view.copy_(param)
-                param.data = view
-        self.is_fp32 = group.dtype == torch.float32
-        self.main_flat = self.model_flat if self.is_fp32 else self.model_flat.float()
-        self.grad_flat = torch.zeros(offset, dtype=torch.float32, device=device)
-        self._grad_views = [slot.view(self.grad_flat) for slot in self.slots]
-        if not self.is_fp32:
-            self._hook_gradients()
+    part: slice
+    treatment: Treatment
+    num_padding: int
 
-    def _hook_gradients(self) -> None:
-        # Autograd leaves a low-precision gradient in .grad; adding it to the fp32 sum as soon as it
-        # is complete frees it before the next one is made, so at most a few are ever alive.
-        for param, main_grad in zip(self.group.params, self._grad_views, strict=True):
 
-            def accumulate(leaf: Tensor, main_grad: Tensor = main_grad) -> None:
-                if leaf.grad is not None:
-                    main_grad.add_(leaf.grad)
-                    leaf.grad = None
+@dataclass(frozen=True)
+class OwnPiece:
+    """The part of a parameter that lies in this process's part of a bucket.
 
-            param.register_post_accumulate_grad_hook(accumulate)
+    Attributes:
+        param: The parameter.
+        start: First element of the flattened parameter.
+        count: Number of elements.
+        part: Their range in the process's part of the bucket.
+    """
+
+    param: TrainedParam
+    start: int
+    count: int
+    part: slice
+
+
+class Bucket:
+    """Parameters that are reduced, updated and gathered together.
+
+    "Own" is the part that this process updates: all of it without a sharded optimizer.
+
+    Attributes:
+        params: In the order in which they lie.
+        offsets: First element of each.
+        model: [n] parameters in the dtype of the model; `param.data` are views of it.
+        grad: [n] sums of gradients.
+        own: The range of this process's part.
+        main: [n / d] own main parameters: float32, or the model's own for full precision.
+        main_grad: [n / d] own gradients in the dtype of `main`.
+        state: State of the update rule by name, each [n / d] like `main`.
+        runs: The own part by treatment.
+        pieces: The own part by parameter.
+        main_is_model: Whether the main parameters are those of the model.
+        grad_is_leaf: Whether `param.grad` are views of `grad`.
+        counted: Ranges of the own part that norms and counts of this process take.
+        num_padding: Elements in them that belong to no parameter.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[TrainedParam],
+        offsets: Sequence[int],
+        *,
+        model: Tensor,
+        grad: Tensor,
+        own: slice,
+        main: Tensor,
+        main_grad: Tensor,
+        main_is_model: bool,
+        runs: Sequence[Run],
+        pieces: Sequence[OwnPiece],
+    ) -> None:
+        self.params = tuple(params)
+        self.offsets = tuple(offsets)
+        self.model = model
+        self.grad = grad
+        self.own = own
+        self.main = main
+        self.main_grad = main_grad
+        self.state: dict[str, Tensor] = {}
+        self.runs = tuple(runs)
+        self.pieces = tuple(pieces)
+        self.main_is_model = main_is_model
+        # Autograd adds in place to a .grad that is there, which is then a view of the buffer. Into
+        # a buffer of another dtype each gradient is added by a hook, and freed, when it is made.
+        self.grad_is_leaf = model.dtype == grad.dtype
+        self._grad_views = [view for _, view in self.views(grad)]
+        self.counted, self.num_padding = _counted(self.runs)
+
+    @property
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        """The parameters themselves, in the order in which they lie."""
+        return tuple(param.param for param in self.params)
+
+    @property
+    def size(self) -> int:
+        """Elements of the whole bucket, with its padding."""
+        return self.model.numel()
+
+    @property
+    def tied(self) -> Group | None:
+        """Who sums the gradient of the bucket's only parameter with this process."""
+        return self.params[0].tied
+
+    @property
+    def own_model(self) -> Tensor:
+        """[n / d] own part of `model`."""
+        return self.model[self.own]
+
+    @property
+    def own_grad(self) -> Tensor:
+        """[n / d] own part of `grad`."""
+        return self.grad[self.own]
+
+    def views(self, flat: Tensor) -> Iterator[tuple[TrainedParam, Tensor]]:
+        """Each parameter and its view of a tensor laid out like `model`."""
+        for param, offset in zip(self.params, self.offsets, strict=True):
+            size = param.param.numel()
+            yield param, flat[offset : offset + size].view(param.param.shape)
 
     def zero_grad(self) -> None:
         """Sets the gradient sums to zero, without releasing their memory."""
-        self.grad_flat.zero_()
-        for param, view in zip(self.group.params, self._grad_views, strict=True):
-            # fp32: autograd adds in place to a .grad that is there, which is the flat buffer.
-            param.grad = view if self.is_fp32 else None
+        self.grad.zero_()
+        for param, view in zip(self.params, self._grad_views, strict=True):
+            param.param.grad = view if self.grad_is_leaf else None
+
+    def watch_gradients(self, *, notify: Callable[[nn.Parameter], None] | None) -> None:
+        """Makes autograd add to the sums, which are `main_grad` of the parameters too.
+
+        Args:
+            notify: Called with a parameter whose gradient was added.
+        """
+
+        def accumulate(leaf: Tensor) -> None:
+            if not self.grad_is_leaf and leaf.grad is not None:
+                main_grad_of(leaf).add_(leaf.grad)
+                leaf.grad = None
+            if notify is not None:
+                assert isinstance(leaf, nn.Parameter)
+                notify(leaf)
+
+        for param, view in zip(self.parameters, self._grad_views, strict=True):
+            setattr(param, MAIN_GRAD, view)
+            if notify is not None or not self.grad_is_leaf:
+                param.register_post_accumulate_grad_hook(accumulate)
 
     def check_gradients(self) -> None:
-        """Makes sure that nobody replaced the gradient views of an fp32 group.
+        """Makes sure that nobody replaced gradients that are views.
 
         Raises:
-            RuntimeError: A `.grad` no longer lies in the flat buffer; its gradients would be lost.
+            RuntimeError: A `.grad` no longer lies in the buffer; its gradients would be lost.
         """
-        if not self.is_fp32:
+        if not self.grad_is_leaf:
             return
-        for name, param, view in zip(
-            self.group.names, self.group.params, self._grad_views, strict=True
-        ):
-            if param.grad is None or param.grad.data_ptr() != view.data_ptr():
+        for param, view in zip(self.params, self._grad_views, strict=True):
+            grad = param.param.grad
+            if grad is None or grad.data_ptr() != view.data_ptr():
                 raise RuntimeError(
-                    f"the gradient of {name} does not lie in the optimizer's buffer: call the "
-                    "optimizer's zero_grad() before backward, and leave .grad in place"
+                    f"the gradient of {param.name} does not lie in the optimizer's buffer: call "
+                    "the optimizer's zero_grad() before backward, and leave .grad in place"
                 )
 
+    def take_main_grad(self) -> None:
+        """Brings the own gradients into the dtype of the main parameters, if they are not."""
+        if self.main_grad.dtype != self.grad.dtype:
+            self.main_grad.copy_(self.own_grad)
+
     def refresh_main(self) -> None:
-        """Takes the main parameters from the model parameters (after weights were loaded)."""
-        if not self.is_fp32:
-            self.main_flat.copy_(self.model_flat)
+        """Takes the main parameters from the model's (after weights were loaded)."""
+        if not self.main_is_model:
+            self.main.copy_(self.own_model)
 
-    def refresh_model(self) -> None:
-        """Rounds the main parameters to the model parameters (after main ones were loaded)."""
-        if not self.is_fp32:
-            self.model_flat.copy_(self.main_flat)
 
-    def views(self, flat: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Name and parameter-shaped view of every range of a buffer laid out like this group."""
-        for slot in self.slots:
-            yield slot.name, slot.view(flat)
+def main_grad_of(param: Tensor) -> Tensor:
+    """The tensor that gradients of a parameter are added to, in its shape."""
+    grad = getattr(param, MAIN_GRAD)
+    assert isinstance(grad, Tensor)
+    return grad
+
+
+def _counted(runs: Sequence[Run]) -> tuple[tuple[slice, ...], int]:
+    """Ranges of counted runs, neighbours joined, and the padding in them."""
+    parts: list[slice] = []
+    for run in runs:
+        if not run.treatment.counted:
+            continue
+        if parts and parts[-1].stop == run.part.start:
+            parts[-1] = slice(parts[-1].start, run.part.stop)
+        else:
+            parts.append(run.part)
+    return tuple(parts), sum(run.num_padding for run in runs if run.treatment.counted)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BufferRules:
+    """How buffers are made.
+
+    Attributes:
+        bucket_size: A bucket ends when it has this many elements; 0: one bucket per buffer.
+        num_shards: Processes that share the optimizer state.
+        shard: This process among them.
+        half_gradients: Sum the gradients of float16 parameters in float16, not in float32.
+    """
+
+    bucket_size: int = 0
+    num_shards: int = 1
+    shard: int = 0
+    half_gradients: bool = False
+
+    def grad_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """In which dtype gradients of parameters of `dtype` are summed."""
+        if dtype in FULL_PRECISION or (dtype == torch.float16 and self.half_gradients):
+            return dtype
+        return torch.float32
+
+
+def build_buckets(params: Sequence[TrainedParam], rules: BufferRules) -> list[Bucket]:
+    """Moves the parameters of one chunk into buffers.
+
+    Args:
+        params: In the order of the model.
+        rules: How the buffers are made.
+
+    Returns:
+        The buckets, in the order in which backward completes them.
+
+    Raises:
+        ValueError: Parameters of one dtype are on several devices.
+    """
+    by_dtype: dict[torch.dtype, list[TrainedParam]] = {}
+    for param in reversed(params):
+        by_dtype.setdefault(param.param.dtype, []).append(param)
+    return [bucket for group in by_dtype.values() for bucket in _build_buffer(group, rules)]
+
+
+def _build_buffer(params: Sequence[TrainedParam], rules: BufferRules) -> list[Bucket]:
+    """One buffer, of parameters of one dtype, and its buckets."""
+    dtype, device = params[0].param.dtype, params[0].param.device
+    elsewhere = [f"{p.name} on {p.param.device}" for p in params if p.param.device != device]
+    if elsewhere:
+        raise ValueError(f"parameters of one dtype must share {device}: {', '.join(elsewhere)}")
+    treatments = sorted({Treatment.of(p) for p in params}, key=lambda t: t.order)
+    plan = _C.comm.plan_buckets(
+        numels=[p.param.numel() for p in params],
+        keys=[treatments.index(Treatment.of(p)) for p in params],
+        units=list(range(len(params))),
+        alone=[p.tied is not None or p.is_shared for p in params],
+        max_elements=rules.bucket_size,
+        num_shards=rules.num_shards,
+    )
+    grad_dtype = rules.grad_dtype(dtype)
+    main_dtype = dtype if dtype in FULL_PRECISION else torch.float32
+    model = torch.zeros(plan.size, dtype=dtype, device=device)
+    grad = torch.zeros(plan.size, dtype=grad_dtype, device=device)
+    own_size = plan.size // rules.num_shards
+    main = None if main_dtype == dtype else torch.zeros(own_size, dtype=main_dtype, device=device)
+    main_grad = (
+        None if main_dtype == grad_dtype else torch.zeros(own_size, dtype=main_dtype, device=device)
+    )
+    buckets, own_start = [], 0
+    for bucket_idx in range(plan.num_buckets):
+        begin, end = plan.bucket_range(bucket_idx)
+        first, last = plan.shard(bucket_idx, rules.shard)
+        own = slice(first - begin, last - begin)
+        held = slice(own_start, own_start + last - first)
+        own_start = held.stop
+        members = plan.bucket_params(bucket_idx)
+        bucket = Bucket(
+            [params[i] for i in members],
+            [plan.param_range(i)[0] - begin for i in members],
+            model=model[begin:end],
+            grad=grad[begin:end],
+            own=own,
+            main=model[first:last] if main is None else main[held],
+            main_grad=grad[first:last] if main_grad is None else main_grad[held],
+            main_is_model=main is None,
+            runs=_runs(plan, bucket_idx, (first, last), treatments),
+            pieces=_pieces(plan, bucket_idx, (first, last), params),
+        )
+        with torch.no_grad():
+            for param, view in bucket.views(bucket.model):
+                view.copy_(param.param)
+                param.param.data = view
+            bucket.refresh_main()
+        buckets.append(bucket)
+    return buckets
+
+
+def _runs(
+    plan: Any, bucket_idx: int, own: tuple[int, int], treatments: Sequence[Treatment]
+) -> list[Run]:
+    pieces = plan.pieces(bucket_idx, own)
+    runs = []
+    for treatment_idx, begin, end in plan.runs(bucket_idx, own):
+        used = sum(last - first for _, first, last in pieces if begin <= first and last <= end)
+        part = slice(begin - own[0], end - own[0])
+        runs.append(Run(part, treatments[treatment_idx], end - begin - used))
+    return runs
+
+
+def _pieces(
+    plan: Any, bucket_idx: int, own: tuple[int, int], params: Sequence[TrainedParam]
+) -> list[OwnPiece]:
+    found = []
+    for index, begin, end in plan.pieces(bucket_idx, own):
+        start = begin - plan.param_range(index)[0]
+        part = slice(begin - own[0], end - own[0])
+        found.append(OwnPiece(params[index], start, end - begin, part))
+    return found

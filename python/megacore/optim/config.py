@@ -221,6 +221,11 @@ class PrecisionConfig:
     hysteresis: int = flag(
         "--hysteresis", default=2, help="bad steps tolerated before halving", bounds="[1, inf)"
     )
+    accumulate_allreduce_grads_in_fp32: bool = flag(
+        "--accumulate-allreduce-grads-in-fp32",
+        default=False,
+        help="sum and reduce gradients of --fp16 in fp32 too, as those of --bf16 always are",
+    )
     fp16_lm_cross_entropy: bool = flag(
         "--fp16-lm-cross-entropy", default=False, help="CE in half; needs --fp16"
     )

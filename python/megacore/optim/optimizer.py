@@ -1,9 +1,9 @@
-"""Mixed-precision optimizer: flat groups, loss scale, clipping, update."""
+"""Mixed-precision optimizer: buckets, loss scale, clipping, update."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,18 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from megacore.errors import CheckpointError, UsageError
-from megacore.optim.buffers import FlatGroup
-from megacore.optim.config import OptimizerConfig, PrecisionConfig
-from megacore.optim.groups import GroupRule, default_rule, split_parameters
-from megacore.optim.loss_scale import LossScale, build_loss_scale
-from megacore.optim.reductions import clip_coefficient, count_zeros, global_norm
+from megacore.optim import state
+from megacore.optim.buffers import Bucket
+from megacore.optim.loss_scale import LossScale
+from megacore.optim.memory import MemoryReport, memory_report
+from megacore.optim.reductions import clip_coefficient, count_zeros, square_sum
 from megacore.optim.schedule import Rates
-from megacore.optim.updates import UpdateRule, build_update
-from megacore.parallel.config import ParallelConfig
-from megacore.parallel.groups import ParallelGroups
-from megacore.parallel.layout import ParamLayout
-
-MAIN_PARAM = "main_param"
+from megacore.optim.updates import Flat, UpdateRule
+from megacore.parallel.data import DataGroups, GradientSync, ParameterSync
+from megacore.parallel.groups import Group, ParallelGroups
 
 
 @dataclass(frozen=True)
@@ -40,33 +37,60 @@ class StepResult:
     num_zeros: int | None = None
 
 
-class Optimizer:
-    """Updates the parameters of a model from gradients summed in fp32 over micro-batches.
+@dataclass(frozen=True, kw_only=True)
+class Reductions:
+    """What an optimizer exchanges with other processes.
 
-    Use, per iteration: `zero_grad()`; per micro-batch `backward(loss)`; then `step(rates)`.
-    The parameters of the model become views of flat buffers, so load weights in place (`copy_`,
-    `load_state_dict`), never by assigning new tensors.
+    Attributes:
+        groups: The groups of this process.
+        data: Those with equal parameters.
+        gradients: Sums gradients.
+        parameters: Gathers parameters after the update.
+        overlap_gather: Gather them while the next forward runs.
+    """
+
+    groups: ParallelGroups
+    data: DataGroups
+    gradients: GradientSync
+    parameters: ParameterSync
+    overlap_gather: bool = False
+
+
+class Optimizer:
+    """Updates the parameters of a model from gradients summed over micro-batches.
+
+    Use, per iteration: `zero_grad()`; per micro-batch `backward(loss)`, before the last one
+    `last_microbatch(chunk)`; then `step(rates)`. The parameters of the model become views of flat
+    buffers, so load weights in place (`copy_`, `load_state_dict`), never by assigning new tensors,
+    and call `refresh_main_params` after it.
+
+    All processes of a run call the same methods; `step` gives the same result on all.
 
     Args:
-        groups: Flat groups, in a reproducible order.
-        updates: The update rule of each.
+        buckets: What is updated, in the order of the chunks and of backward.
+        update: The update rule.
         loss_scale: Scale of the loss.
         clip_grad: Largest global norm, 0 for no clipping.
+        reductions: What is exchanged with other processes.
     """
 
     def __init__(
         self,
-        groups: list[FlatGroup],
+        buckets: Sequence[Bucket],
         *,
-        updates: list[UpdateRule],
+        update: UpdateRule,
         loss_scale: LossScale,
         clip_grad: float,
+        reductions: Reductions,
     ) -> None:
-        self.groups = groups
-        self._updates = updates
+        self.buckets = tuple(buckets)
+        self._update = update
         self._loss_scale = loss_scale
         self._clip_grad = clip_grad
+        self._reductions = reductions
         self._step = 0
+        for bucket in self.buckets:
+            bucket.state = {name: torch.zeros_like(bucket.main) for name in update.names}
         self.zero_grad()
 
     @property
@@ -80,9 +104,10 @@ class Optimizer:
         return self._step
 
     def zero_grad(self) -> None:
-        """Sets the gradient sums to zero, in place."""
-        for flat in self.groups:
-            flat.zero_grad()
+        """Sets the gradient sums to zero, in place; the iteration begins."""
+        for bucket in self.buckets:
+            bucket.zero_grad()
+        self._reductions.gradients.reset()
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradients of one micro-batch's loss, scaled, to the sums.
@@ -97,26 +122,65 @@ class Optimizer:
         """Tells that the next backward of this chunk is the last one of the iteration.
 
         Call it before that backward; with `--overlap-grad-reduce` the reduction of a bucket then
-        starts as soon as its gradients are complete.
+        starts as soon as its gradients are complete. All processes with equal parameters must
+        call it for their chunks in the same order. Without the call all is reduced in the end.
 
         Args:
             chunk_idx: Index among the chunks that `build_optimizer` was given.
         """
+        self._reductions.gradients.arm(chunk_idx)
 
     def ready(self, param: nn.Parameter) -> None:
-        """Tells that the gradient of a parameter was added to its `main_grad` by other means.
+        """Tells that the last gradient of a parameter was added to its `main_grad`.
 
-        Only for gradients that do not come from autograd (a deferred weight-gradient pass).
+        Only for gradients that do not come from autograd (a deferred weight-gradient pass). It
+        counts after `last_microbatch` of its chunk; no gradient of the parameter may come later.
         """
+        self._reductions.gradients.ready(param)
 
+    @torch.no_grad()
     def finish_gradients(self) -> None:
-        """Reduces what is not reduced yet and waits for all of it. `step` calls it."""
+        """Reduces what is not reduced yet and waits for all of it. `step` calls it.
+
+        In this order: sums over the data and context parallel processes; over the tensor-parallel
+        ones, of gradients of which each has a part; over the stages that share an embedding.
+
+        Raises:
+            RuntimeError: A gradient was moved out of its buffer.
+        """
+        sync = self._reductions.gradients
+        if sync.finished:
+            return
+        for bucket in self.buckets:
+            bucket.check_gradients()
+        sync.finish()
+        self._sum_partial()
+        for bucket in self.buckets:
+            if bucket.tied is not None:
+                bucket.tied.all_reduce(bucket.own_grad)
+        for bucket in self.buckets:
+            bucket.take_main_grad()
+
+    def _sum_partial(self) -> None:
+        """Sums gradients of which each tensor-parallel process computed a part."""
+        group = self._reductions.groups.tp
+        if group.size == 1:
+            return
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for bucket in self.buckets:
+            parts = [bucket.own_grad[r.part] for r in bucket.runs if r.treatment.partial]
+            by_dtype.setdefault(bucket.grad.dtype, []).extend(parts)
+        for parts in by_dtype.values():
+            if parts:
+                flat = torch.cat(parts)
+                group.all_reduce(flat)
+                torch._foreach_copy_(parts, flat.split([part.numel() for part in parts]))
 
     @torch.no_grad()
     def step(
         self, rates: Rates, *, grad_divisor: float = 1.0, count_zero_grads: bool = False
     ) -> StepResult:
-        """Unscales, checks, clips and updates, in one pass over the gradients and one update.
+        """Reduces, unscales, checks, clips and updates.
 
         Args:
             rates: Learning rates and weight decay of this step.
@@ -124,69 +188,139 @@ class Optimizer:
             count_zero_grads: Count the gradient elements that are zero.
 
         Returns:
-            What happened. When any gradient is not finite, in whatever precision, the step is
-            skipped: an update would destroy the model beyond repair.
+            What happened, the same on all processes. When any gradient of any process is not
+            finite, in whatever precision, the step is skipped: an update would destroy the model
+            beyond repair.
 
         Raises:
             RuntimeError: A gradient was moved out of its buffer.
+            UsageError: The rates lack one that the model needs.
         """
-        for flat in self.groups:
-            flat.check_gradients()
+        self.finish_params()
+        self.finish_gradients()
         unscale = 1.0 / (self._loss_scale.scale * grad_divisor)
-        grad_norm = global_norm(flat.grad_flat for flat in self.groups) * unscale
-        num_zeros = self._count_zeros() if count_zero_grads else None
+        squares, zeros = self._totals(lambda bucket: bucket.main_grad, zeros=count_zero_grads)
+        grad_norm = math.sqrt(squares) * unscale if squares >= 0.0 else math.nan
+        num_zeros = zeros if count_zero_grads else None
         finite = math.isfinite(grad_norm)
         self._loss_scale.update(overflow=not finite)
         if not finite:
             return StepResult(updated=False, grad_norm=grad_norm, num_zeros=num_zeros)
         grad_scale = unscale * clip_coefficient(grad_norm, self._clip_grad)
         self._step += 1
-        for flat, update in zip(self.groups, self._updates, strict=True):
-            key = flat.group.key
+        for bucket in self.buckets:
+            self._update_bucket(bucket, rates, grad_scale)
+        self._reductions.parameters.start()
+        if not self._reductions.overlap_gather:
+            self.finish_params()
+        return StepResult(updated=True, grad_norm=grad_norm, num_zeros=num_zeros)
+
+    def _update_bucket(self, bucket: Bucket, rates: Rates, grad_scale: float) -> None:
+        model = None if bucket.main_is_model else bucket.own_model
+        flat = Flat(bucket.main, bucket.main_grad, model, bucket.state)
+        for run in bucket.runs:
+            key = run.treatment.key
             lr = rates.decoupled_lr if key.decoupled else rates.lr
             if lr is None:
                 raise UsageError("the model has decoupled groups, but the rates have no such rate")
-            update.step(
+            self._update.step(
+                flat.part(run.part),
                 lr=lr * key.lr_mult,
                 weight_decay=rates.weight_decay * key.wd_mult,
                 step=self._step,
                 grad_scale=grad_scale,
             )
-        return StepResult(updated=True, grad_norm=grad_norm, num_zeros=num_zeros)
 
-    def _count_zeros(self) -> int:
-        return sum(count_zeros(flat.grad_flat) - flat.num_padding for flat in self.groups)
+    def _totals(
+        self, values: Callable[[Bucket], Tensor], *, zeros: bool = False
+    ) -> tuple[float, int]:
+        """Sum of squares, and number of zeros when asked for, over the whole model.
 
+        Every element is taken once: of processes that hold equal ones, one takes it. The last
+        reduction is over all processes, so that they go on with bitwise the same number.
+        """
+        device = self.buckets[0].model.device
+        totals = torch.zeros(2, dtype=torch.float64, device=device)
+        if self._reductions.data.replica.is_first:
+            parts = [values(b)[r] for b in self.buckets for r in b.counted]
+            if parts:
+                totals[0] = square_sum(parts)
+                if zeros:
+                    padding = sum(bucket.num_padding for bucket in self.buckets)
+                    totals[1] = torch.stack([count_zeros(p) for p in parts]).sum() - padding
+        self._reductions.groups.world.all_reduce(totals)
+        squares, num_zeros = totals.tolist()
+        return squares, int(num_zeros) if math.isfinite(num_zeros) else 0
+
+    @torch.no_grad()
     def params_norm(self) -> float:
-        """L2 norm over the main parameters."""
-        with torch.no_grad():
-            return global_norm(flat.main_flat for flat in self.groups)
+        """L2 norm over the main parameters of the whole model."""
+        return math.sqrt(self._totals(lambda bucket: bucket.main)[0])
 
+    def finish_params(self) -> None:
+        """Waits until the parameters of the last step are here.
+
+        With `--overlap-param-gather` the forward of the model waits by itself; whatever else
+        reads parameters must call this first.
+        """
+        self._reductions.parameters.finish()
+
+    @torch.no_grad()
     def refresh_main_params(self) -> None:
         """Takes the main parameters from the model's; call after loading weights alone."""
-        for flat in self.groups:
-            flat.refresh_main()
+        for bucket in self.buckets:
+            bucket.refresh_main()
+
+    def named_gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and sum of the gradients of every parameter: views, in their shapes.
+
+        With a sharded optimizer, after `finish_gradients`, only the own parts are sums over all
+        processes.
+        """
+        for bucket in self.buckets:
+            for param, view in bucket.views(bucket.grad):
+                yield param.name, view
+
+    def memory_report(self) -> MemoryReport:
+        """Bytes that this process holds for training."""
+        return memory_report(self.buckets)
+
+    def state_pieces(self) -> Iterator[state.StatePiece]:
+        """The ranges of state tensors that this process owns: views of the live state.
+
+        Processes with equal parameters own different ranges with a sharded optimizer, and all of
+        them the whole without.
+        """
+        return state.state_pieces(self.buckets)
+
+    @property
+    def replicas(self) -> Group:
+        """The processes that own the same ranges."""
+        return self._reductions.data.replica
+
+    def gather_state(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and tensor of the whole state of this process's parameters, bucket by bucket.
+
+        With a sharded optimizer the processes that share it must all iterate, and a tensor is
+        valid until the next one is asked for.
+        """
+        return state.gather_state(self.buckets, self._reductions.data.shard)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Name -> fp32 view into the live state: `exp_avg.<parameter>` and so on.
+        """Name -> tensor in the shape of the parameter: `exp_avg.<parameter>` and so on.
 
         Main parameters are there (as `main_param.<parameter>`) unless they are the model's own.
+        Views into the live state, but copies (which all processes must ask for) with a sharded
+        optimizer; `gather_state` needs less memory.
         """
-        tensors: dict[str, Tensor] = {}
-        for flat, update in zip(self.groups, self._updates, strict=True):
-            kinds = dict(update.state)
-            if not flat.is_fp32:
-                kinds = {MAIN_PARAM: flat.main_flat, **kinds}
-            for kind, buffer in kinds.items():
-                tensors.update((f"{kind}.{name}", view) for name, view in flat.views(buffer))
-        return tensors
+        return dict(self.gather_state())
 
     def state_values(self) -> dict[str, Any]:
         """What `load_state` needs besides the tensors, as JSON values."""
         return {"step": self._step, "loss_scale": self._loss_scale.state_values()}
 
     def load_values(self, values: Mapping[str, Any]) -> None:
-        """Restores `state_values`, after the tensors of `state_tensors` were filled in place.
+        """Restores `state_values`, after the tensors were loaded.
 
         Raises:
             CheckpointError: A value is missing or of the wrong kind.
@@ -201,6 +335,21 @@ class Optimizer:
         self._loss_scale.load_state(scale)
 
     @torch.no_grad()
+    def load_tensors(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Copies what this process owns out of whole tensors, one after the other.
+
+        Args:
+            tensors: Name of a state tensor and values in the shape of the parameter. A tensor is
+                not used any more when the next one is asked for.
+        """
+        own: dict[str, list[state.StatePiece]] = {}
+        for piece in self.state_pieces():
+            own.setdefault(piece.name, []).append(piece)
+        for name, tensor in tensors:
+            for piece in own.get(name, ()):
+                flat = tensor.reshape(-1)
+                piece.data.copy_(flat[piece.start : piece.start + piece.data.numel()])
+
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Copies a stored state into the live one. Nothing is changed when anything is wrong.
 
@@ -211,76 +360,6 @@ class Optimizer:
         Raises:
             CheckpointError: Names every missing, unexpected or misshapen tensor.
         """
-        mine = self.state_tensors()
-        faults = [f"missing: {name}" for name in mine if name not in tensors]
-        faults += [f"unexpected: {name}" for name in tensors if name not in mine]
-        faults += [
-            f"{name}: expected {list(view.shape)}, found {list(tensors[name].shape)}"
-            for name, view in mine.items()
-            if name in tensors and tensors[name].shape != view.shape
-        ]
-        if faults:
-            raise CheckpointError(
-                "the optimizer state does not fit this run:\n" + "\n".join(f"  {f}" for f in faults)
-            )
+        state.check_state(self.buckets, tensors)
         self.load_values(values)
-        for name, view in mine.items():
-            view.copy_(tensors[name])
-
-
-Chunk = nn.Module | Mapping[str, nn.Parameter]
-"""A model or pipeline stage, or its parameters by name."""
-
-
-def build_optimizer(
-    chunks: nn.Module | Sequence[Chunk],
-    *,
-    optimizer: OptimizerConfig,
-    precision: PrecisionConfig,
-    rule: GroupRule | None = None,
-    layouts: Mapping[str, ParamLayout] | None = None,
-    groups: ParallelGroups | None = None,
-    parallel: ParallelConfig | None = None,
-    average_gradients: bool = True,
-    tied_embeddings: bool = False,
-) -> Optimizer:
-    """The optimizer that the settings describe, around finished models.
-
-    Args:
-        chunks: The pipeline stages on this process, or one model. The parameters are moved into
-            flat buffers.
-        optimizer: Kind and constants.
-        precision: Loss scaling; the dtypes are those of the parameters.
-        rule: Gives each parameter its group, instead of `groups.default_rule`.
-        layouts: How tensor parallelism cut each parameter; None for whole ones.
-        groups: The groups of this process; None for a run of one process.
-        parallel: Sharding, buckets and overlap; None for the defaults.
-        average_gradients: Divide the gradients by the number of data and context parallel
-            processes before they are summed; False for a loss per token, where the caller gives
-            the number of tokens to `step`.
-        tied_embeddings: The output layer of the last stage is a copy of the word embedding of the
-            first, so that their gradients are summed.
-
-    Raises:
-        UsageError: The model has nothing to train, or settings do not go together.
-        ValueError: A parameter is on the meta device or not floating point.
-    """
-    models = [chunks] if isinstance(chunks, nn.Module) else list(chunks)
-    del layouts, parallel, average_gradients, tied_embeddings
-    if groups is not None and groups.world_size > 1:
-        raise UsageError("the optimizer does not work across processes yet")
-    named = [
-        pair
-        for chunk in models
-        for pair in (chunk.named_parameters() if isinstance(chunk, nn.Module) else chunk.items())
-    ]
-    rule = rule or default_rule(decoupled_lr=optimizer.decoupled_lr is not None)
-    flats = [FlatGroup(group) for group in split_parameters(named, rule)]
-    if not flats:
-        raise UsageError("the model has no trainable parameter")
-    return Optimizer(
-        flats,
-        updates=[build_update(flat, optimizer) for flat in flats],
-        loss_scale=build_loss_scale(precision),
-        clip_grad=optimizer.clip_grad,
-    )
+        self.load_tensors(tensors.items())

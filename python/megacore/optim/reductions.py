@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ def flat_norm(flat: Tensor) -> Tensor:
     """L2 norm of a flat buffer, as a float64 scalar on its device.
 
     Args:
-        flat: [n] float32. A magnitude above 1.8e19 gives infinity.
+        flat: [n]. A float32 magnitude above 1.8e19 gives infinity.
 
     Determinism: the same for the same values, on any number of threads.
     """
@@ -30,14 +29,18 @@ def flat_norm(flat: Tensor) -> Tensor:
     return torch.linalg.vector_norm(flat.double())
 
 
-def global_norm(buffers: Iterable[Tensor]) -> float:
-    """L2 norm over all buffers; infinite or NaN if any value is."""
-    return math.hypot(*(float(flat_norm(flat)) for flat in buffers))
+def square_sum(parts: Sequence[Tensor]) -> Tensor:
+    """Sum of the squares over all tensors, [] float64; infinite or NaN if any value is.
+
+    Args:
+        parts: At least one tensor [n], all on one device.
+    """
+    return torch.stack([flat_norm(part) for part in parts]).square().sum()
 
 
-def count_zeros(flat: Tensor) -> int:
-    """How many elements of a flat buffer are exactly zero."""
-    return flat.numel() - int(torch.count_nonzero(flat))
+def count_zeros(flat: Tensor) -> Tensor:
+    """How many elements of a flat tensor are exactly zero, [] int64."""
+    return flat.numel() - torch.count_nonzero(flat)
 
 
 def clip_coefficient(norm: float, max_norm: float) -> float:

@@ -1,97 +1,130 @@
-"""The update rules, each over the flat buffers of one group."""
+"""The update rules, each over a part of a flat buffer."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from megacore.ops.adamw import adamw_step
-from megacore.optim.buffers import FlatGroup
+from megacore.ops.adamw import adamw_reference, adamw_step
 from megacore.optim.config import OptimizerConfig
 
-# SGD works through the buffers in pieces of this many elements, so that its scratch memory does
-# not grow with the model and stays in cache.
-SGD_CHUNK = 1 << 16
+# Work in plain PyTorch goes through the buffers in pieces of this many elements, so that its
+# scratch memory does not grow with the model and stays in cache.
+CHUNK = 1 << 16
+
+
+@dataclass(frozen=True)
+class Flat:
+    """Equally long one-dimensional tensors of one update.
+
+    Attributes:
+        main: Main parameters, updated.
+        grad: Gradients, of the same dtype.
+        model: Parameters of lower precision, written; or None where the main ones are the model's.
+        state: What the rule keeps, by name.
+    """
+
+    main: Tensor
+    grad: Tensor
+    model: Tensor | None
+    state: dict[str, Tensor]
+
+    def part(self, part: slice) -> Flat:
+        """A range of all of them."""
+        return Flat(
+            self.main[part],
+            self.grad[part],
+            None if self.model is None else self.model[part],
+            {name: state[part] for name, state in self.state.items()},
+        )
+
+    def chunks(self) -> list[Flat]:
+        """The whole in pieces of `CHUNK` elements."""
+        return [
+            self.part(slice(start, start + CHUNK)) for start in range(0, self.main.numel(), CHUNK)
+        ]
 
 
 class UpdateRule(Protocol):
-    """An update of one group, and the state that it keeps."""
+    """How parameters follow from gradients."""
 
-    state: dict[str, Tensor]
-    """State name -> [n] float32, laid out like the group's main parameters."""
+    names: tuple[str, ...]
+    """Names of its state: tensors of the dtype of the main parameters, of zeros at first."""
 
-    def step(self, *, lr: float, weight_decay: float, step: int, grad_scale: float) -> None:
-        """Updates main and model parameters from the gradient sums times `grad_scale`."""
+    def step(
+        self, flat: Flat, *, lr: float, weight_decay: float, step: int, grad_scale: float
+    ) -> None:
+        """Updates main and model parameters from the gradients times `grad_scale`."""
 
 
 class AdamW:
-    """Adam with decoupled weight decay.
+    """Adam with decoupled weight decay; float64 in plain PyTorch, float32 by our kernel.
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", algorithm 2.
     """
 
-    def __init__(self, flat: FlatGroup, config: OptimizerConfig) -> None:
-        self._flat = flat
-        self._config = config
-        self.state = {
-            "exp_avg": torch.zeros_like(flat.main_flat),
-            "exp_avg_sq": torch.zeros_like(flat.main_flat),
-        }
+    names: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
 
-    def step(self, *, lr: float, weight_decay: float, step: int, grad_scale: float) -> None:
-        """One pass over the buffers.
+    def __init__(self, config: OptimizerConfig) -> None:
+        self._config = config
+
+    def step(
+        self, flat: Flat, *, lr: float, weight_decay: float, step: int, grad_scale: float
+    ) -> None:
+        """One pass over the tensors.
 
         Args:
+            flat: What is updated.
             lr: Learning rate.
             weight_decay: Decoupled decay.
             step: Number of this update, from 1 (bias correction).
             grad_scale: Factor on the gradients: unscaling, averaging and clipping in one.
         """
-        adamw_step(
-            self._flat.main_flat,
-            self._flat.grad_flat,
-            self.state["exp_avg"],
-            self.state["exp_avg_sq"],
-            model_param=None if self._flat.is_fp32 else self._flat.model_flat,
-            lr=lr,
-            beta1=self._config.adam_beta1,
-            beta2=self._config.adam_beta2,
-            eps=self._config.adam_eps,
-            weight_decay=weight_decay,
-            step=step,
-            grad_scale=grad_scale,
-        )
+        wide = flat.main.dtype == torch.float64
+        update = adamw_reference if wide else adamw_step
+        for piece in flat.chunks() if wide else (flat,):
+            update(
+                piece.main,
+                piece.grad,
+                piece.state["exp_avg"],
+                piece.state["exp_avg_sq"],
+                model_param=piece.model,
+                lr=lr,
+                beta1=self._config.adam_beta1,
+                beta2=self._config.adam_beta2,
+                eps=self._config.adam_eps,
+                weight_decay=weight_decay,
+                step=step,
+                grad_scale=grad_scale,
+            )
 
 
 class Sgd:
     """Stochastic gradient descent with momentum; weight decay is added to the gradient."""
 
-    def __init__(self, flat: FlatGroup, config: OptimizerConfig) -> None:
-        self._flat = flat
+    def __init__(self, config: OptimizerConfig) -> None:
         self._momentum = config.sgd_momentum
-        self.state: dict[str, Tensor] = {}
-        if self._momentum:
-            self.state["momentum_buffer"] = torch.zeros_like(flat.main_flat)
+        self.names: tuple[str, ...] = ("momentum_buffer",) if self._momentum else ()
 
-    def step(self, *, lr: float, weight_decay: float, step: int, grad_scale: float) -> None:
-        """One pass over the buffers; `step` is not used."""
+    def step(
+        self, flat: Flat, *, lr: float, weight_decay: float, step: int, grad_scale: float
+    ) -> None:
+        """One pass over the tensors; `step` is not used."""
         del step
-        flat = self._flat
-        for start in range(0, flat.main_flat.numel(), SGD_CHUNK):
-            piece = slice(start, start + SGD_CHUNK)
-            param = flat.main_flat[piece]
-            update = flat.grad_flat[piece] * grad_scale
+        for piece in flat.chunks():
+            update = piece.grad * grad_scale
             if weight_decay:
-                update.add_(param, alpha=weight_decay)
+                update.add_(piece.main, alpha=weight_decay)
             if self._momentum:
-                update = self.state["momentum_buffer"][piece].mul_(self._momentum).add_(update)
-            param.add_(update, alpha=-lr)
-            if not flat.is_fp32:
-                flat.model_flat[piece].copy_(param)
+                update = piece.state["momentum_buffer"].mul_(self._momentum).add_(update)
+            piece.main.add_(update, alpha=-lr)
+            if piece.model is not None:
+                piece.model.copy_(piece.main)
 
 
-def build_update(flat: FlatGroup, config: OptimizerConfig) -> UpdateRule:
+def build_update(config: OptimizerConfig) -> UpdateRule:
     """The update rule that `--optimizer` names."""
-    return Sgd(flat, config) if config.optimizer == "sgd" else AdamW(flat, config)
+    return Sgd(config) if config.optimizer == "sgd" else AdamW(config)

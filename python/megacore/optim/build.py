@@ -1,0 +1,147 @@
+"""Builds the optimizer of a run around its models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from megacore.errors import UsageError
+from megacore.optim.buffers import Bucket, BufferRules, build_buckets
+from megacore.optim.config import OptimizerConfig, PrecisionConfig
+from megacore.optim.groups import Chunk, GroupRule, default_rule, trained_parameters
+from megacore.optim.loss_scale import build_loss_scale
+from megacore.optim.optimizer import Optimizer, Reductions
+from megacore.optim.updates import build_update
+from megacore.parallel.config import ParallelConfig
+from megacore.parallel.data import (
+    DataGroups,
+    GradientSync,
+    ParameterSync,
+    data_groups,
+    default_bucket_size,
+)
+from megacore.parallel.groups import ParallelGroups, single_process_groups
+from megacore.parallel.layout import ParamLayout
+from megacore.parallel.units import wait_before_use
+
+
+def build_optimizer(
+    chunks: nn.Module | Sequence[Chunk],
+    *,
+    optimizer: OptimizerConfig,
+    precision: PrecisionConfig,
+    rule: GroupRule | None = None,
+    layouts: Mapping[str, ParamLayout] | None = None,
+    groups: ParallelGroups | None = None,
+    parallel: ParallelConfig | None = None,
+    average_gradients: bool = True,
+    tied_embeddings: bool = False,
+) -> Optimizer:
+    """The optimizer that the settings describe, around finished models.
+
+    All processes of a run call it, with the chunks of their pipeline stages.
+
+    Args:
+        chunks: The pipeline stages on this process, or one model. The parameters are moved into
+            flat buffers. A parameter that two stages share must be in both.
+        optimizer: Kind and constants.
+        precision: Loss scaling; the dtypes are those of the parameters.
+        rule: Gives each parameter its group, instead of `groups.default_rule`.
+        layouts: How tensor parallelism cut each parameter; None for whole ones.
+        groups: The groups of this process; None for a run of one process.
+        parallel: Sharding, buckets and overlap; None for the defaults.
+        average_gradients: Divide the gradients by the number of data and context parallel
+            processes before they are summed; False for a loss per token, where the caller gives
+            the number of tokens to `step`.
+        tied_embeddings: The output layer of the last stage is a copy of the word embedding of the
+            first, so that their gradients are summed.
+
+    Raises:
+        UsageError: The model has nothing to train, or settings do not go together.
+        ValueError: A parameter is on the meta device or not floating point.
+    """
+    models = [chunks] if isinstance(chunks, nn.Module) else list(chunks)
+    groups = groups or single_process_groups()
+    parallel = parallel or ParallelConfig()
+    rule = rule or default_rule(decoupled_lr=optimizer.decoupled_lr is not None)
+    params = trained_parameters(
+        models, rule, layouts=layouts, groups=groups, tied_embeddings=tied_embeddings
+    )
+    if not params:
+        raise UsageError("the model has no trainable parameter")
+    data = data_groups(groups, parallel)
+    rules = _buffer_rules(data, parallel, precision)
+    by_chunk = [
+        build_buckets([p for p in params if p.chunks[0] == chunk_idx], rules)
+        for chunk_idx in range(len(models))
+    ]
+    buckets = [bucket for chunk in by_chunk for bucket in chunk]
+    gradients = _gradient_sync(by_chunk, data, parallel, average=average_gradients)
+    notify = gradients.added if gradients.overlap else None
+    for bucket in buckets:
+        bucket.watch_gradients(notify=notify)
+    # Forward goes through the buckets of a chunk backwards.
+    parameters = ParameterSync([b for chunk in by_chunk for b in reversed(chunk)], data.shard)
+    overlap_gather = parallel.overlap_param_gather and data.shard.size > 1
+    if overlap_gather:
+        _wait_before_use(models, buckets, parameters)
+    return Optimizer(
+        buckets,
+        update=build_update(optimizer),
+        loss_scale=build_loss_scale(precision),
+        clip_grad=optimizer.clip_grad,
+        reductions=Reductions(
+            groups=groups,
+            data=data,
+            gradients=gradients,
+            parameters=parameters,
+            overlap_gather=overlap_gather,
+        ),
+    )
+
+
+def _buffer_rules(
+    data: DataGroups, parallel: ParallelConfig, precision: PrecisionConfig
+) -> BufferRules:
+    bucket_size = 0
+    if data.size > 1:
+        bucket_size = parallel.ddp_bucket_size or default_bucket_size(data.size)
+    return BufferRules(
+        bucket_size=bucket_size,
+        num_shards=data.shard.size,
+        shard=data.shard.rank,
+        half_gradients=not precision.accumulate_allreduce_grads_in_fp32,
+    )
+
+
+def _gradient_sync(
+    by_chunk: Sequence[Sequence[Bucket]],
+    data: DataGroups,
+    parallel: ParallelConfig,
+    *,
+    average: bool,
+) -> GradientSync:
+    def is_shared(bucket: Bucket) -> bool:
+        return any(param.is_shared for param in bucket.params)
+
+    return GradientSync(
+        [[b for b in chunk if not is_shared(b)] for chunk in by_chunk],
+        late=[b for chunk in by_chunk for b in chunk if is_shared(b)],
+        data=data,
+        average=average,
+        average_in_collective=parallel.ddp_average_in_collective,
+        overlap=parallel.overlap_grad_reduce,
+    )
+
+
+def _wait_before_use(
+    models: Sequence[Chunk], buckets: Sequence[Bucket], parameters: ParameterSync
+) -> None:
+    """Makes each part of the models wait for the buckets of its parameters."""
+    modules = [model for model in models if isinstance(model, nn.Module)]
+    if len(modules) != len(models):
+        raise UsageError("gathering parameters during forward needs modules, not parameters")
+    bucket_of = {id(param): bucket for bucket in buckets for param in bucket.parameters}
+    for module in modules:
+        wait_before_use(module, bucket_of, parameters)
