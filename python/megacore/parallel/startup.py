@@ -32,6 +32,8 @@ from megacore.parallel.launch import MeetingPoint, Process
 _MEETING_TIMEOUT = timedelta(minutes=10)
 # How long a failed process waits for the others to look at why, and for itself to end.
 _PARTING_SECONDS = 10.0
+# After a failure some processes may never come to read why.
+_LINGER_SECONDS = 2.0
 _MAX_SHOWN = 20
 
 
@@ -86,6 +88,7 @@ def parallel_groups(
         parting.fail(error)
         if isinstance(error, CommunicationError):
             parting.explain(error)
+        _let_others_go(store, process, _LINGER_SECONDS)
         raise
     parting.finish(groups.record)
 
@@ -221,6 +224,7 @@ def compare_settings(store: Store, process: Process, settings: Mapping[str, Any]
     except RuntimeError as error:
         raise _startup_failure(process, "comparison of flags", error) from error
     if found:
+        _let_others_go(store, process)
         given = {f"process {rank}:": "; ".join(texts) for rank, texts in found}
         if count > len(found):
             given["and"] = f"{count - len(found)} more processes"
@@ -273,7 +277,7 @@ class Parting:
                 cause=cause,
             )
         torch.distributed.destroy_process_group()
-        self._let_others_go()
+        _let_others_go(self._store, self._process)
 
     def fail(self, error: BaseException) -> None:
         """Tells the others of a failure, and lets go of them."""
@@ -312,10 +316,11 @@ class Parting:
         with suppress(RuntimeError):
             torch.distributed.distributed_c10d._abort_process_group()
 
-    def _let_others_go(self) -> None:
-        """The process that serves the store stays until the others have read the end from it."""
-        with suppress(RuntimeError):
-            if self._store.add("left", 1) == self._process.world_size:
-                self._store.set("empty", "now")
-            if self._process.is_first:
-                self._store.wait(["empty"], timedelta(seconds=_PARTING_SECONDS))
+
+def _let_others_go(store: Store, process: Process, seconds: float = _PARTING_SECONDS) -> None:
+    """The process that may serve the store stays until the others have read from it."""
+    with suppress(RuntimeError):
+        if store.add("left", 1) == process.world_size:
+            store.set("empty", "now")
+        if process.is_first:
+            store.wait(["empty"], timedelta(seconds=seconds))
