@@ -420,7 +420,16 @@ def test_models_that_cannot_be_trained_are_refused() -> None:
     frozen = make_model().requires_grad_(False)
     with pytest.raises(UsageError, match="no trainable parameter"):
         build_optimizer(frozen, optimizer=OptimizerConfig(), precision=PrecisionConfig())
-    with torch.device("meta"):
-        nowhere = nn.Linear(3, 3)
-    with pytest.raises(ValueError, match=r"weight.*meta"):
-        build_optimizer(nowhere, optimizer=OptimizerConfig(), precision=PrecisionConfig())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_can_be_planned_without_memory(dtype: torch.dtype) -> None:
+    reports = []
+    for device in ("cpu", "meta"):
+        model = nn.Linear(33, 7, dtype=dtype, device=device)
+        optimizer = build_optimizer(
+            model, optimizer=OptimizerConfig(), precision=PrecisionConfig(bf16=dtype.itemsize == 2)
+        )
+        reports.append(optimizer.memory_report())
+    assert reports[0] == reports[1]
+    assert reports[0].total > 0

@@ -59,7 +59,7 @@ def build_optimizer(
 
     Raises:
         UsageError: The model has nothing to train, or settings do not go together.
-        ValueError: A parameter is on the meta device or not floating point.
+        ValueError: A parameter is not floating point.
     """
     models = [chunks] if isinstance(chunks, nn.Module) else list(chunks)
     groups = groups or single_process_groups()

@@ -100,8 +100,7 @@ def trained_parameters(
         tied_embeddings: The output layer of the last stage is a copy of the word embedding.
 
     Raises:
-        ValueError: A parameter is not floating point, has no memory yet (meta device), or does not
-            have the shape of its layout.
+        ValueError: A parameter is not floating point, or does not have the shape of its layout.
     """
     found: dict[int, TrainedParam] = {}
     for chunk_idx, chunk in enumerate(chunks):
@@ -132,8 +131,6 @@ def _layout(
 ) -> ParamLayout:
     if not param.is_floating_point():
         raise ValueError(f"parameter {name} has dtype {param.dtype}, expected floating point")
-    if param.is_meta:
-        raise ValueError(f"parameter {name} is on the meta device; materialise the model first")
     if layouts is None:
         return ParamLayout(name=name, full_shape=tuple(param.shape))
     if name not in layouts:

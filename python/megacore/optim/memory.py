@@ -57,14 +57,15 @@ class MemoryReport:
 
 def memory_report(buckets: Iterable[Bucket]) -> MemoryReport:
     """What the buckets hold now; memory that two tensors share is counted once, as the first."""
+    # Not by address: what is planned on the meta device has none.
     seen: set[int] = set()
 
     def size(tensors: Iterable[Tensor]) -> int:
         total = 0
         for tensor in tensors:
             storage = tensor.untyped_storage()
-            if storage.data_ptr() not in seen:
-                seen.add(storage.data_ptr())
+            if storage._cdata not in seen:
+                seen.add(storage._cdata)
                 total += storage.nbytes()
         return total
 
