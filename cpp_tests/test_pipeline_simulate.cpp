@@ -144,8 +144,9 @@ TEST(Simulate, SaysWhatIsWrong) {
     const std::string second = "1F0 1B0 1F1 1B1";
     EXPECT_NE(with("0F1 0B1 0F0 0B0", second).find("deadlock"), std::string::npos);
     EXPECT_NE(with("0F1 0B1 0F0 0B0", second)
-                  .find("rank 1, step 0: 1F0 waits for the output of stage 0 on rank 0"),
+                  .find("rank 0, step 1: 0B1 waits for the gradient of stage 1 on rank 1"),
               std::string::npos);
+    EXPECT_NE(with("0F1 0B1 0F0 0B0", second).find("rank 1    [1F0]"), std::string::npos);
     EXPECT_NE(with("0B0 0F0", second).find("rank 0, step 0: 0B0 comes before its F"),
               std::string::npos);
     EXPECT_NE(with("0F0 0F0", second).find("was done before"), std::string::npos);

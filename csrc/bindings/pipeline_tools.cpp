@@ -1,8 +1,9 @@
-// megacore._C.pipeline: simulation, trace files and text of schedules.
+// megacore._C.pipeline: simulation, search, trace files and text of schedules.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <sstream>
 #include <string>
 #include <tuple>
@@ -10,6 +11,8 @@
 #include <vector>
 
 #include "core/check.h"
+#include "pipeline/costs.h"
+#include "pipeline/search.h"
 #include "pipeline/simulate.h"
 #include "pipeline/text.h"
 #include "pipeline/trace.h"
@@ -145,12 +148,38 @@ std::string trace_json(const mp::Placement& placement, const py::dict& sources) 
     return std::move(out).str();
 }
 
+void bind_search(py::module_& pipeline) {
+    py::class_<mp::SearchResult>(pipeline, "SearchResult", "What a schedule search found.")
+        .def_readonly("schedule", &mp::SearchResult::schedule)
+        .def_readonly("costs", &mp::SearchResult::costs)
+        .def_readonly("simulation", &mp::SearchResult::simulation)
+        .def_readonly("origin", &mp::SearchResult::origin);
+    pipeline.def(
+        "search",
+        [](int num_ranks,
+           int num_microbatches,
+           const mp::Costs& share,
+           double memory_limit,
+           std::int64_t effort) {
+            return mp::search({num_ranks, num_microbatches, share, memory_limit, effort});
+        },
+        py::kw_only(),
+        py::arg("num_ranks"),
+        py::arg("num_microbatches"),
+        py::arg("share"),
+        py::arg("memory_limit"),
+        py::arg("effort") = mp::SearchOptions{}.effort,
+        py::call_guard<py::gil_scoped_release>());
+    pipeline.def("share_costs", &mp::share_costs, py::arg("placement"), py::arg("share"));
+}
+
 }  // namespace
 
 void bind_pipeline_tools(py::module_& parent) {
     py::module_ pipeline = parent.attr("pipeline");
     bind_costs(pipeline);
     bind_simulation(pipeline);
+    bind_search(pipeline);
     pipeline.def("trace_json", &trace_json, py::arg("placement"), py::arg("sources"));
     pipeline.def("to_csv", &mp::to_csv, py::arg("schedule"));
     pipeline.def(

@@ -38,6 +38,7 @@ public:
         for (int s = 0; s < map_.num_stages(); ++s) {
             next_forward_[index(s)] = next_backward_[index(s)] = map_.first_microbatch(s);
             ranks_[index(map_.rank(s))].stages.push_back(s);
+            ranks_[index(map_.rank(s))].share_bytes += bytes(s) * (1.0 + kSlack);
             steps_left_ += 3 * map_.num_microbatches(s);
             if (map_.previous(s) >= 0) continue;
             for (int m = 0; m < map_.num_microbatches(s); ++m) {
@@ -62,7 +63,8 @@ private:
         std::vector<int> stages;
         double free_us = 0.0;
         double bytes = 0.0;
-        bool warm = false;  // has done its first I
+        double share_bytes = 0.0;  // of one microbatch in all of its stages
+        bool warm = false;         // has done its first I
         Kind last = Kind::kInputGrad;
         std::size_t taken = 0;  // of the given order
         std::deque<Action> weights;
@@ -160,12 +162,12 @@ private:
     /// can still finish one after the other: each needs room in the rank's later stages of its
     /// chain before it gives any back (the banker's rule).
     bool may_forward(const State& mine, int s) const {
-        const double cap =
-            mine.warm || policy_.warm_up_bytes.empty()
-                ? limit_
-                : std::min(limit_, policy_.warm_up_bytes[index(map_.rank(s))] * (1.0 + kSlack));
-        if (mine.bytes + bytes(s) > cap && mine.bytes > 0.0) return false;
-        const double free = limit_ - mine.bytes - bytes(s);
+        double cap = limit_;
+        if (!mine.warm && !policy_.warm_up_bytes.empty()) {
+            const double warm_up = policy_.warm_up_bytes[index(map_.rank(s))] * (1.0 + kSlack);
+            cap = std::min(limit_, std::max(warm_up, mine.share_bytes));
+        }
+        const double free = cap - mine.bytes - bytes(s);
         if (free < 0.0) return false;
         return finishes(mine, s, free);
     }

@@ -21,8 +21,8 @@ struct GreedyPolicy {
     double weight_fit = 1.0;
     /// Most bytes of activations on a rank.
     double memory_limit = 0.0;
-    /// Lower bound of bytes for the warm-up: until its first I a rank r takes
-    /// warm_up_bytes[r] at most. Empty: memory_limit.
+    /// Until its first I a rank r holds warm_up_bytes[r] at most, or one microbatch. Empty:
+    /// memory_limit.
     std::vector<double> warm_up_bytes;
 };
 

@@ -18,7 +18,7 @@ namespace {
 class Search {
 public:
     explicit Search(const SearchOptions& options) : options_(options) {
-        if (options.memory_limit <= 0.0) {
+        if (!(options.memory_limit > 0.0)) {
             refuse("a schedule search needs a memory limit above 0, found ", options.memory_limit);
         }
     }

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "pipeline/picture.h"
 #include "pipeline/refuse.h"
 #include "pipeline/stage_map.h"
 
@@ -388,17 +389,20 @@ private:
     }
 
     [[noreturn]] void report_deadlock() {
-        std::string stuck;
+        std::vector<Mark> marks;
+        std::string reason;
         for (int r = 0; r < map_.num_ranks(); ++r) {
-            const State& now = state(r);
-            if (now.next == steps(r).size()) continue;
-            const Action& action = steps(r)[now.next];
+            const std::size_t next = state(r).next;
+            if (next == steps(r).size()) continue;
+            marks.push_back({r, next});
+            if (!reason.empty()) continue;
+            const Action& action = steps(r)[next];
             const bool forwards = action.kind == Kind::kForward;
             const int source = forwards ? map_.previous(action.stage) : map_.next(action.stage);
-            stuck += detail::concatenate("\n  rank ",
+            reason = detail::concatenate("rank ",
                                          r,
                                          ", step ",
-                                         now.next,
+                                         next,
                                          ": ",
                                          to_string(action),
                                          " waits for ",
@@ -408,7 +412,12 @@ private:
                                          " on rank ",
                                          map_.rank(source));
         }
-        refuse("schedule ", schedule_.name, ": deadlock, no rank can go on", stuck);
+        refuse("schedule ",
+               schedule_.name,
+               ": deadlock, no rank can go on; ",
+               reason,
+               "\n",
+               picture(schedule_, marks));
     }
 
     void summarize() {
