@@ -22,12 +22,10 @@ class Ended:
     Attributes:
         code: Its exit code; -9 when it was killed.
         text: What it wrote to standard error.
-        seconds: When it ended, counted from the start of all.
     """
 
     code: int
     text: str
-    seconds: float
 
     @property
     def lines(self) -> list[str]:
@@ -88,16 +86,13 @@ def run_processes(
         processes.append(context.Process(target=_enter, args=arguments, daemon=True))
     for process in processes:
         process.start()
-    start, ended = time.monotonic(), {}
-    while len(ended) < size and time.monotonic() - start < limit:
-        for rank, process in enumerate(processes):
-            if rank not in ended and process.exitcode is not None:
-                ended[rank] = time.monotonic() - start
-        time.sleep(0.01)
+    end = time.monotonic() + limit
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
+    stuck = [rank for rank, process in enumerate(processes) if process.exitcode is None]
     for process in processes:
         process.kill()
         process.join()
     texts = [log.read_text(errors="replace") if log.exists() else "" for log in logs]
-    stuck = [rank for rank in range(size) if rank not in ended]
     assert not stuck, (stuck, texts)
-    return [Ended(processes[r].exitcode or 0, texts[r], ended[r]) for r in range(size)]
+    return [Ended(processes[r].exitcode or 0, texts[r]) for r in range(size)]

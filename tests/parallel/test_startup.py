@@ -106,7 +106,6 @@ def test_a_killed_process_ends_all(tmp_path: Path) -> None:
     for rank in (0, 1, 3):
         words = f"rank {rank}: all_reduce of a tensor [5, 7] float32 in group world"
         assert f"{words} (ranks 0, 1, 2, 3) failed in step 2: " in ended[rank].text
-        assert ended[rank].seconds < ended[2].seconds + TIMEOUT + 5
 
 
 def test_a_process_that_skips_an_operation_ends_all(tmp_path: Path) -> None:
@@ -118,7 +117,6 @@ def test_a_process_that_skips_an_operation_ends_all(tmp_path: Path) -> None:
         assert "failed in step 3" in ended[rank].text
     assert "rank 2: end of the run in group world" in ended[2].text
     assert "all_reduce of a tensor [5, 7] float32" in ended[2].text
-    assert max(one.seconds for one in ended) < TIMEOUT + 15
 
 
 def test_an_exception_on_one_process_ends_all_and_is_named(tmp_path: Path) -> None:

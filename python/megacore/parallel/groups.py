@@ -11,6 +11,7 @@ torch renamed some of the methods; `_method` takes the name that is there.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
@@ -60,6 +61,11 @@ class Checker(Protocol):
 
     def check(self, operation: str, shape: Sequence[int], dtype: str) -> None:
         """Returns when all ranks are about to call the same; raises CommunicationError if not."""
+
+    def check_transfer(
+        self, *, sender: int, receiver: int, tag: int, shape: Sequence[int], dtype: str
+    ) -> None:
+        """Raises CommunicationError where the two sides of a message are known to differ."""
 
 
 class Work:
@@ -234,6 +240,10 @@ class Group:
             dst: Index in this group.
             tag: Pairs the message with a `recv` of the same tag (NCCL pairs by order instead).
         """
+        if self.checker is not None:
+            self.checker.check_transfer(
+                sender=self.rank, receiver=dst, tag=tag, shape=x.shape, dtype=dtype_name(x)
+            )
         return self._transfer(f"send to rank {self.ranks[dst]}", x, "send", dst, tag)
 
     def recv(self, x: Tensor, src: int, tag: int = 0) -> Work:
@@ -244,6 +254,10 @@ class Group:
             src: Index in this group.
             tag: As for `send`.
         """
+        if self.checker is not None:
+            self.checker.check_transfer(
+                sender=src, receiver=self.rank, tag=tag, shape=x.shape, dtype=dtype_name(x)
+            )
         return self._transfer(f"recv from rank {self.ranks[src]}", x, "recv", src, tag)
 
     def barrier(self) -> None:
@@ -269,7 +283,7 @@ class Group:
             shape=None if tensor is None else tuple(tensor.shape),
             dtype=None if tensor is None else dtype_name(tensor),
             step=self.record.step,
-            cause=str(cause),
+            cause=_reason(cause),
         )
 
     def _start(
@@ -277,6 +291,8 @@ class Group:
     ) -> Work:
         if self.checker is not None:
             shape = () if tensor is None else tuple(tensor.shape)
+            if operation == "all_to_all" and any(arguments[2:]):
+                shape = shape[1:]  # each member sends another number of rows
             self.checker.check(operation, shape, "" if tensor is None else dtype_name(tensor))
         try:
             handle = getattr(self.process_group, method)(*arguments)
@@ -298,6 +314,11 @@ class Group:
         if out.data_ptr() != x.data_ptr():
             out.copy_(x)
         return DONE
+
+
+def _reason(cause: BaseException) -> str:
+    """What the backend said, without its source position and its stack."""
+    return re.sub(r"^(\[[^\]]*\.\w+:\d+\] ?)+", "", str(cause).partition("\nException raised")[0])
 
 
 def dtype_name(tensor: Tensor) -> str:

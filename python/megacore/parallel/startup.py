@@ -22,6 +22,7 @@ from torch.distributed import ProcessGroup, Store, TCPStore
 from megacore import __version__
 from megacore.config.faults import fault
 from megacore.errors import CommunicationError, ConfigError, MegacoreError
+from megacore.parallel.checks import StoreChecker
 from megacore.parallel.config import ParallelConfig
 from megacore.parallel.grid import PipelineEnds, group_ranks
 from megacore.parallel.groups import Group, ParallelGroups, StepRecord, single_process_groups
@@ -77,7 +78,10 @@ def parallel_groups(
             timeout=config.timeout,
         )
         groups = build_groups(
-            config, world=cast(ProcessGroup, torch.distributed.group.WORLD), ends=ends
+            config,
+            world=cast(ProcessGroup, torch.distributed.group.WORLD),
+            ends=ends,
+            store=store,
         )
     except RuntimeError as error:
         raise _startup_failure(process, "init_process_group", error) from error
@@ -124,6 +128,7 @@ def build_groups(
     world: ProcessGroup,
     ends: PipelineEnds | None = None,
     made: dict[tuple[int, ...], ProcessGroup] | None = None,
+    store: Store | None = None,
 ) -> ParallelGroups:
     """The groups that this process belongs to. Only those of several processes are created.
 
@@ -134,6 +139,7 @@ def build_groups(
         world: The group of all processes, which torch.distributed has been initialised with.
         ends: Where the pipeline begins and ends; by default as the named schedule puts it.
         made: Groups that exist already, by their ranks; new ones are added.
+        store: Through which calls are compared, with `--check-collectives`.
 
     Raises:
         ValueError: The degrees do not fit together.
@@ -151,7 +157,12 @@ def build_groups(
             made[ranks] = torch.distributed.new_group(
                 list(ranks), timeout=config.timeout, use_local_synchronization=True
             )
-        return Group(name, ranks, ranks.index(rank), made[ranks], record)
+        index, checker = ranks.index(rank), None
+        if config.check_collectives and store is not None:
+            checker = StoreChecker(
+                store, group=name, ranks=ranks, rank=index, record=record, timeout=config.timeout
+            )
+        return Group(name, ranks, index, made[ranks], record, checker)
 
     groups = {name: group(name, ranks) for name, ranks in group_ranks(config, rank, ends).items()}
     return ParallelGroups(world=group("world", everyone), record=record, **groups)

@@ -13,17 +13,10 @@ from megacore.parallel.config import ParallelConfig
 # list with the code that reads it.
 UNSUPPORTED: Mapping[str, str] = {
     "expert_model_parallel_size": "there is no mixture-of-experts model yet",
-    "tp_comm_overlap": "not there yet",
-    "tp_comm_overlap_ag": "not there yet",
-    "tp_comm_overlap_rs": "not there yet",
-    "async_tensor_model_parallel_allreduce": "not there yet",
-    "overlap_p2p_comm": "not there yet",
-    "variable_seq_lengths": "not there yet",
     "align_grad_reduce": "not there yet",
     "align_param_gather": "not there yet",
     "data_parallel_sharding_strategy": "not there yet",
     "num_distributed_optimizer_instances": "not there yet",
-    "check_collectives": "not there yet",
     "simulate_world": "not there yet",
 }
 
