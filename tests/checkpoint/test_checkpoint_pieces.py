@@ -134,7 +134,11 @@ def test_vocabulary_rows_of_a_part(tmp_path: Path, rows: int) -> None:
         layout = layout_of(name, 2, shard, rows=rows)
         target = torch.full(layout.local_shape, 7.0, dtype=torch.bfloat16)
         notes = load_checkpoint(tmp_path).load_into(
-            "model", {name: target}, layouts={name: layout}, vocabulary=VocabularyRows(size=33)
+            "model",
+            {name: target},
+            layouts={name: layout},
+            vocabulary=VocabularyRows(size=33),
+            others=FULL,
         )
         assert len(notes) == (rows != 36)
         locals_.append(target)

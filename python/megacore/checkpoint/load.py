@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,7 @@ class Checkpoint:
         layouts: Mapping[str, ParamLayout] | None = None,
         cast: bool = False,
         vocabulary: VocabularyRows | None = None,
+        others: Collection[str] = (),
         ignore: Sequence[str] = (),
     ) -> list[str]:
         """Copies a group into tensors that exist already, one tensor at a time.
@@ -131,8 +132,8 @@ class Checkpoint:
                 targets without layout are full tensors of their own name.
             cast: Accept another dtype and convert.
             vocabulary: Accept other numbers of padding rows in vocabulary weights.
-            ignore: Beginnings of stored names that may have no target. With `layouts`, stored
-                tensors of any name may have none: they belong to other processes.
+            others: Stored tensors that may have no target: other processes of this run have them.
+            ignore: Beginnings of stored names that may have no target.
 
         Returns:
             Notes for the log: tensors that were converted or resized.
@@ -141,19 +142,16 @@ class Checkpoint:
             CheckpointError: Names and shapes do not fit (every fault is listed, and no target was
                 changed), or data is damaged (targets before the damaged one were filled).
         """
-        slots = [
-            Slot((layouts or {}).get(name) or whole_layout(name, tuple(target.shape)), target)
-            for name, target in targets.items()
-        ]
+
+        def slot(name: str, target: Tensor) -> Slot:
+            cut = (layouts or {}).get(name) or whole_layout(name, tuple(target.shape))
+            return Slot(cut, target.dtype, lambda: target)
+
+        slots = [slot(name, target) for name, target in targets.items()]
         filled = self.stream(
-            group,
-            slots,
-            complete=layouts is None,
-            cast=cast,
-            vocabulary=vocabulary,
-            ignore=ignore,
+            group, slots, cast=cast, vocabulary=vocabulary, others=others, ignore=ignore
         )
-        return [note for _, notes in filled for note in notes]
+        return [note for _, _, notes in filled for note in notes]
 
     @torch.no_grad()
     def stream(
@@ -161,29 +159,35 @@ class Checkpoint:
         group: str,
         slots: Sequence[Slot],
         *,
-        complete: bool,
         cast: bool = False,
         vocabulary: VocabularyRows | None = None,
+        others: Collection[str] = (),
         ignore: Sequence[str] = (),
-    ) -> Iterator[tuple[Slot, list[str]]]:
-        """Fills the slots one after the other; each can be moved on before the next is filled.
+    ) -> Iterator[tuple[Slot, Tensor, list[str]]]:
+        """Fills the slots one after the other; each can be emptied before the next is filled.
 
         Args:
             group: Which group.
             slots: What to fill.
-            complete: Every stored tensor must have a slot.
             cast: As in `load_into`.
             vocabulary: As in `load_into`.
+            others: As in `load_into`.
             ignore: As in `load_into`.
 
         Yields:
-            A slot that was filled, and notes about it for the log.
+            A slot, the tensor that was filled for it, and notes about it for the log.
 
         Raises:
             CheckpointError: As `load_into`.
         """
         found = self._open(group)
-        faults, notes = _compare(found, slots, complete, cast, vocabulary, tuple(ignore))
+        faults, notes = _compare(found, slots, cast, vocabulary)
+        expected = {slot.layout.name for slot in slots}.union(others)
+        faults += [
+            f"{name}: in the checkpoint, but not in this run"
+            for name in found
+            if name not in expected and not (ignore and name.startswith(tuple(ignore)))
+        ]
         if faults:
             shown = faults[:_MAX_FAULTS_SHOWN]
             rest = len(faults) - len(shown)
@@ -194,10 +198,11 @@ class Checkpoint:
                 + (f"\n  ... and {rest} more" if rest else "")
             )
         for slot, slot_notes in zip(slots, notes, strict=True):
-            note = place(_read(found[slot.layout.name]), slot.target, slot.layout, vocabulary)
+            target = slot.target()
+            note = place(_read(found[slot.layout.name]), target, slot.layout, vocabulary)
             if note is not None:
                 slot_notes.append(f"{slot.layout.name}: {note}")
-            yield slot, slot_notes
+            yield slot, target, slot_notes
 
 
 @dataclass(frozen=True)
@@ -206,11 +211,14 @@ class Slot:
 
     Attributes:
         layout: Which part it is, and the name of the tensor.
-        target: Of shape `layout.local_shape`; filled in place.
+        dtype: Of the target.
+        target: Gives the tensor to fill, of shape `layout.local_shape`; what the checkpoint has
+            no values for (rows added to a vocabulary) is left in it.
     """
 
     layout: ParamLayout
-    target: Tensor
+    dtype: torch.dtype
+    target: Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -232,10 +240,8 @@ def _read(stored: Sequence[_Stored]) -> Tensor:
 def _compare(
     found: Mapping[str, Sequence[_Stored]],
     slots: Sequence[Slot],
-    complete: bool,
     cast: bool,
     vocabulary: VocabularyRows | None,
-    ignore: tuple[str, ...],
 ) -> tuple[list[str], list[list[str]]]:
     """Faults of filling the slots from what is stored, and notes about each slot."""
     faults: list[str] = []
@@ -249,18 +255,11 @@ def _compare(
         dtype, shape = found[name][0].dtype, found[name][0].piece.layout.full_shape
         if shape != wanted and not (vocabulary and vocabulary.fits(name, shape, wanted)):
             faults.append(f"{name}: expected shape {list(wanted)}, found {list(shape)}")
-        wanted_dtype = DTYPE_NAMES.get(slot.target.dtype, str(slot.target.dtype))
+        wanted_dtype = DTYPE_NAMES.get(slot.dtype, str(slot.dtype))
         if dtype != wanted_dtype and cast:
             notes[-1].append(f"{name}: {dtype} converted to {wanted_dtype}")
         elif dtype != wanted_dtype:
             faults.append(f"{name}: expected dtype {wanted_dtype}, found {dtype}")
-    names = {slot.layout.name for slot in slots}
-    if complete:
-        faults += [
-            f"{name}: in the checkpoint, but not in this run"
-            for name in found
-            if name not in names and not (ignore and name.startswith(ignore))
-        ]
     return faults, notes
 
 

@@ -1,8 +1,8 @@
 """The part of a model that one process of a run holds: cut, initialised, and with its layouts.
 
-The whole model is built on the meta device, where it costs nothing; stages are cut out of it; then
-the tensors that stay are made and filled. Parameters keep their names, and their initial values
-are those of the whole model whatever the layout.
+The whole model is built on the meta device, where it costs nothing; stages are cut out of it, then
+weights, then sequences; then the tensors that stay are made and filled. Parameters keep their
+names, and their initial values are those of the whole model whatever the layout.
 """
 
 from __future__ import annotations
@@ -17,26 +17,16 @@ from megacore.models.config import ModelConfig, RecomputeConfig
 from megacore.models.gpt import GPTModel
 from megacore.models.initialization import init_weights
 from megacore.parallel.config import ParallelConfig
+from megacore.parallel.context import CommType, apply_context_parallel
 from megacore.parallel.groups import ParallelGroups
 from megacore.parallel.layout import ParamLayout
-from megacore.parallel.stages import OUTPUT_WEIGHT, WORD_EMBEDDING, cut_stage, divide_layers
-
-
-@dataclass(frozen=True, kw_only=True)
-class StagePlan:
-    """Which stages of the model a process holds.
-
-    Attributes:
-        num_stages: Stages that the layers are divided into.
-        local: Stage of the schedule -> stage of the model, those on this process, in order. The
-            two differ only where a schedule runs through the model in more than one chain.
-    """
-
-    num_stages: int = 1
-    local: Mapping[int, int]
-
-
-WHOLE_MODEL = StagePlan(local={0: 0})
+from megacore.parallel.linear import Overlap
+from megacore.parallel.pipeline_plan import WHOLE_MODEL, StagePlan
+from megacore.parallel.random_streams import RandomStream
+from megacore.parallel.recompute import apply_random_streams
+from megacore.parallel.stages import StageLayers, cut_stage, divide_layers
+from megacore.parallel.tensor import apply_tensor_parallel
+from megacore.parallel.weight_grad import WeightGradStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,26 +38,24 @@ class ParallelModel:
         layouts: Parameter name -> how it is cut.
         has_tied_copies: The output layer of the last stage is a copy of the word embedding,
             which another process has.
+        plan: Stages of this process.
+        store: Where linear layers leave weight gradients for later, when the schedule wants that.
     """
 
     stages: Mapping[int, GPTModel]
     layouts: Mapping[str, ParamLayout]
     has_tied_copies: bool = False
-
-    def chunks(self) -> list[dict[str, nn.Parameter]]:
-        """The parameters of each stage by name; one that two stages share is in the first."""
-        seen: set[int] = set()
-        chunks = []
-        for stage in self.stages.values():
-            chunk = {n: p for n, p in stage.named_parameters() if id(p) not in seen}
-            seen.update(map(id, chunk.values()))
-            chunks.append(chunk)
-        return chunks
+    plan: StagePlan = WHOLE_MODEL
+    store: WeightGradStore | None = None
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """All parameters, each once."""
-        for chunk in self.chunks():
-            yield from chunk.items()
+        """All parameters; one that two stages share comes once, by its first name."""
+        seen: set[int] = set()
+        for stage in self.stages.values():
+            for name, parameter in stage.named_parameters():
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield name, parameter
 
     def train(self, mode: bool = True) -> None:
         """Training mode of every stage."""
@@ -92,28 +80,30 @@ def build_parallel_model(
     device: torch.device,
     seed: int,
     fp16_lm_cross_entropy: bool = False,
+    stream: RandomStream | None = None,
 ) -> ParallelModel:
     """This process's part of a model, with initial weights.
 
     Args:
         config: Architecture; resolved.
-        parallel: Degrees and kinds of parallelism.
+        parallel: Degrees and kinds of parallelism; resolved.
         groups: The groups of this process.
         plan: Stages of this process.
         padded_vocab_size: Rows of the word embedding of the whole model.
         recompute: Which activations are recomputed in backward.
         dtype: Dtype of parameters and activations.
-        device: Where the parameters go.
+        device: Where the parameters go; "meta" leaves them without memory and values.
         seed: Base seed of the initial weights.
         fp16_lm_cross_entropy: Compute the loss of float16 logits in float16.
+        stream: What the tensor-parallel processes draw for themselves; None where there is one.
 
     Raises:
-        MegacoreError: The model cannot be cut like this.
+        MegacoreError: The model cannot be cut like this; all that is wrong with a step of it.
     """
-    division = divide_layers(config.num_layers or 0, plan.num_stages)
+    store = WeightGradStore() if plan.defers_weight_grads else None
     stages: dict[int, GPTModel] = {}
     layouts: dict[str, ParamLayout] = {}
-    for number, model_stage in plan.local.items():
+    for number, layers in stage_layers(config, parallel, plan).items():
         stage = GPTModel(
             config,
             padded_vocab_size=padded_vocab_size,
@@ -122,38 +112,86 @@ def build_parallel_model(
             device="meta",
             fp16_lm_cross_entropy=fp16_lm_cross_entropy,
         )
-        cut_stage(stage, division[model_stage])
-        layouts |= whole_layouts(stage)
-        stages[number] = stage.to_empty(device=device)
-        init_weights(stage, config, seed=seed)
-    _share_embedding(stages, layouts)
+        cut_stage(stage, layers)
+        stages[number] = stage
+    shared = _tied_here(stages)
+    for stage in stages.values():
+        if stage in shared:
+            # Not a copy: it will use the parameter of the embedding itself.
+            assert stage.output_layer is not None
+            stage.output_layer.weight = None
+        layouts |= apply_tensor_parallel(
+            stage,
+            groups.tp,
+            sequence_parallel=parallel.sequence_parallel,
+            overlap=_overlap(parallel),
+            store=store,
+        )
+        comm_type: CommType = "a2a" if parallel.cp_comm_type == "a2a" else "p2p"
+        apply_context_parallel(stage, groups.cp, comm_type=comm_type)
+        if stream is not None:
+            slices = groups.tp if parallel.distribute_saved_activations else None
+            apply_random_streams(
+                stage, stream, every_dropout=parallel.sequence_parallel, slices=slices
+            )
+        if device.type != "meta":
+            stage.to_empty(device=device)
+            init_weights(stage, config, seed=seed, cuts=layouts)
+    for stage, embedding in shared.items():
+        assert stage.output_layer is not None
+        assert embedding.embedding is not None
+        stage.output_layer.weight = embedding.embedding.word_embeddings.weight
     tied = not config.untie_embeddings_and_output_weights
     return ParallelModel(
-        stages=stages, layouts=layouts, has_tied_copies=tied and plan.num_stages > 1
+        stages=stages,
+        layouts=layouts,
+        has_tied_copies=tied and not plan.ends_where_it_begins,
+        plan=plan,
+        store=store,
     )
 
 
-def whole_layouts(stage: GPTModel) -> dict[str, ParamLayout]:
-    """Layouts of parameters that tensor parallelism does not cut."""
-    output = stage.output_layer
-    has_copy = output is not None and output.tied and output.weight is not None
-    layouts = {}
-    for name, parameter in stage.named_parameters():
-        is_copy = has_copy and name == OUTPUT_WEIGHT
-        layouts[name] = ParamLayout(
-            name=WORD_EMBEDDING if is_copy else name,
-            full_shape=tuple(parameter.shape),
-            is_copy=is_copy,
-        )
-    return layouts
+def stage_layers(
+    config: ModelConfig, parallel: ParallelConfig, plan: StagePlan
+) -> dict[int, StageLayers]:
+    """Stage of the schedule -> what it holds, of a process.
+
+    Args:
+        config: Architecture; resolved.
+        parallel: Says which stages have other numbers of layers; resolved.
+        plan: Stages of the process.
+
+    Raises:
+        UsageError: The layers cannot be divided like this.
+    """
+    division = divide_layers(
+        config.num_layers or 0,
+        plan.num_stages,
+        first_stage=parallel.decoder_first_pipeline_num_layers,
+        last_stage=parallel.decoder_last_pipeline_num_layers,
+        standalone_embedding=parallel.standalone_embedding_stage,
+    )
+    return {number: division[stage] for number, stage in plan.local.items()}
 
 
-def _share_embedding(stages: Mapping[int, GPTModel], layouts: dict[str, ParamLayout]) -> None:
-    """Makes a tied output layer whose embedding is on this process use that very parameter."""
-    embedding = next((s.embedding for s in stages.values() if s.embedding is not None), None)
-    for stage in stages.values():
-        output = stage.output_layer
-        if embedding is None or stage.embedding is not None or output is None or not output.tied:
-            continue
-        output.weight = embedding.word_embeddings.weight
-        layouts.pop(OUTPUT_WEIGHT)
+def _overlap(parallel: ParallelConfig) -> Overlap:
+    pieces = parallel.tp_comm_overlap
+    scatter = pieces and parallel.tp_comm_overlap_rs
+    return Overlap(
+        reduce_input_grad=parallel.async_tensor_model_parallel_allreduce,
+        gather_pieces=pieces and parallel.tp_comm_overlap_ag,
+        scatter_pieces=scatter,
+        scatter_grad_pieces=scatter,
+    )
+
+
+def _tied_here(stages: Mapping[int, GPTModel]) -> dict[GPTModel, GPTModel]:
+    """Stage with a tied output layer -> the other stage on this process that has its embedding."""
+    first = next((stage for stage in stages.values() if stage.embedding is not None), None)
+    if first is None:
+        return {}
+    return {
+        stage: first
+        for stage in stages.values()
+        if stage is not first and stage.output_layer is not None and stage.output_layer.tied
+    }

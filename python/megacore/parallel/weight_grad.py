@@ -25,13 +25,13 @@ Ready = Callable[[torch.nn.Parameter], None]
 class WeightGradStore:
     """Weight gradients that were left for later, by stage and microbatch.
 
-    Args:
+    Attributes:
         on_ready: Called with a parameter when a deferred gradient was added to its sum, which
             autograd's hooks do not notice.
     """
 
     def __init__(self, on_ready: Ready | None = None) -> None:
-        self._on_ready = on_ready
+        self.on_ready = on_ready
         self._key: tuple[int, int] | None = None
         self._left: dict[tuple[int, int], list[tuple[Tensor, Callable[[], Tensor]]]] = {}
 
@@ -93,8 +93,8 @@ class WeightGradStore:
         while left:
             weight, compute = left.pop()
             accumulate(weight, compute)
-            if self._on_ready is not None and isinstance(weight, torch.nn.Parameter):
-                self._on_ready(weight)
+            if self.on_ready is not None and isinstance(weight, torch.nn.Parameter):
+                self.on_ready(weight)
 
     def clear(self) -> None:
         """Forgets everything, after a failure."""

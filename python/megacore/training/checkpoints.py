@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
-from megacore.checkpoint import (
-    Checkpoint,
-    ResumePlan,
-    SaveDirectory,
-    VocabularyRows,
-    gather_rng,
-    restore_rng,
-)
+from megacore.checkpoint import Checkpoint, ResumePlan, SaveDirectory, VocabularyRows
 from megacore.checkpoint.config import CheckpointConfig
+from megacore.checkpoint.writers import together
 from megacore.config.fields import flag_fields
 from megacore.config.report import format_resume_table
 from megacore.errors import CheckpointError
-from megacore.optim import Optimizer
+from megacore.parallel.groups import ParallelGroups
+from megacore.parallel.random_streams import RandomStream
+from megacore.training.checkpoint_parts import (
+    MODEL,
+    OPTIMIZER,
+    RNG,
+    GroupWriters,
+    gather_rng_of,
+    load_model,
+    load_optimizer,
+    model_parts,
+    optimizer_parts,
+    restore_rng_of,
+    rng_layout,
+)
 from megacore.training.learner import Learner
 from megacore.training.live_view import Screen
 from megacore.training.outputs import Outputs
 from megacore.training.run_config import RunConfig
 from megacore.training.run_state import RunState
 
-MODEL, OPTIMIZER, RNG = "model", "optimizer", "rng"
+Result = TypeVar("Result")
 
 # With another value of these the weights of a checkpoint mean nothing, even where they fit.
 _MUST_MATCH = (
@@ -78,6 +85,8 @@ class Checkpoints:
         directory: The claimed save directory, or None when nothing is saved.
         learner: Model, optimizer and schedule.
         arguments: What `stored_arguments` gave.
+        groups: The processes of the run.
+        stream: Random stream of a tensor-parallel process, or None.
         device: Where the model is.
         outputs: Holds the progress file.
         screen: Prints lines.
@@ -90,11 +99,15 @@ class Checkpoints:
         directory: SaveDirectory | None,
         learner: Learner,
         arguments: Mapping[str, Any],
+        groups: ParallelGroups,
+        stream: RandomStream | None,
         device: torch.device,
         outputs: Outputs,
         screen: Screen,
     ) -> None:
         self._config = config
+        self._groups = groups
+        self._stream = stream
         self._directory = directory
         self._learner = learner
         self._arguments = dict(arguments)
@@ -121,8 +134,9 @@ class Checkpoints:
         assert self._directory is not None
         iteration, where = state.iteration, self._directory.path
         self._screen.line(f"saving checkpoint at iteration {iteration:7d} to {where}")
-        learner = self._learner
-        tensors: dict[str, Mapping[str, Tensor]] = {MODEL: dict(learner.model.named_parameters())}
+        learner, groups = self._learner, self._groups
+        parts = {MODEL: model_parts(learner, groups)}
+        tensors = {}
         values: dict[str, Any] = {
             "args": self._arguments,
             "counters": state.values(),
@@ -130,13 +144,17 @@ class Checkpoints:
             "environment": environment(self._device),
         }
         if not self._config.no_save_optim:
-            tensors[OPTIMIZER] = learner.optimizer.state_tensors()
+            parts[OPTIMIZER] = optimizer_parts(learner, groups)
             values[OPTIMIZER] = learner.optimizer.state_values()
         if not self._config.no_save_rng:
-            tensors[RNG], values[RNG] = gather_rng()
+            tensors[RNG], own = gather_rng_of(groups, self._stream)
+            all_values = GroupWriters(groups.world, self._device).exchange(own)
+            values[RNG] = {name: value for part in all_values for name, value in part.items()}
+            values["rng_layout"] = rng_layout(groups)
         self._directory.save(
             iteration,
             tensors=tensors,
+            parts=parts,
             values=values,
             overwrite_newer=self._config.overwrite_newer_checkpoints,
             retain_last=self._config.save_retain_last,
@@ -159,21 +177,40 @@ class Resume:
     Args:
         plan: What to take from it; its source must not be None.
         run: The settings of this run.
+        groups: The processes of the run, which all read the same checkpoint.
+        device: Where they train.
         screen: Prints what differs.
 
     Raises:
         CheckpointError: The checkpoint is damaged, or the model is another one.
     """
 
-    def __init__(self, plan: ResumePlan, *, run: RunConfig, screen: Screen) -> None:
+    def __init__(
+        self,
+        plan: ResumePlan,
+        *,
+        run: RunConfig,
+        groups: ParallelGroups,
+        device: torch.device,
+        screen: Screen,
+    ) -> None:
         assert plan.source is not None
         self._plan = plan
         self._run = run
+        self._groups = groups
+        self._writers = GroupWriters(groups.world, device)
         self._screen = screen
         self._screen.line(f" loading checkpoint from {plan.source}")
-        self._checkpoint = Checkpoint(plan.source)
+        source = plan.source
+        self._checkpoint = self._together(lambda: Checkpoint(source))
         self._arguments = _mapping(self._checkpoint, "args")
         self._check_architecture()
+
+    def _together(self, work: Callable[[], Result]) -> Result:
+        """What the own share of some work gives; it has to succeed on every process."""
+        results: list[Result] = []
+        together(self._writers, lambda: results.append(work()))
+        return results[0]
 
     def _check_architecture(self) -> None:
         mine = self._run.values()
@@ -199,15 +236,13 @@ class Resume:
         """
         plan, checkpoint = self._plan, self._checkpoint
         vocabulary = self._vocabulary(vocab_size)
-        notes = checkpoint.load_into(
-            MODEL,
-            dict(learner.model.named_parameters()),
-            cast=not plan.load_optimizer,
-            vocabulary=vocabulary,
+        cast = not plan.load_optimizer
+        notes = self._together(
+            lambda: load_model(checkpoint, learner, self._writers, cast=cast, vocabulary=vocabulary)
         )
         used_schedule: dict[str, object] = {}
         if plan.load_optimizer:
-            notes += self._load_optimizer(learner.optimizer, vocabulary)
+            notes += self._load_optimizer(learner, vocabulary)
             schedule = self._run.schedule
             differences = learner.scheduler.load_state(
                 _mapping(checkpoint, "scheduler"),
@@ -228,15 +263,17 @@ class Resume:
             return RunState()
         return RunState.of(_mapping(checkpoint, "counters"))
 
-    def _load_optimizer(self, optimizer: Optimizer, vocabulary: VocabularyRows | None) -> list[str]:
+    def _load_optimizer(self, learner: Learner, vocabulary: VocabularyRows | None) -> list[str]:
         checkpoint = self._checkpoint
         if OPTIMIZER not in checkpoint.groups:
             raise CheckpointError(
                 f"{checkpoint.path}: holds no optimizer state (saved with --no-save-optim); "
                 "pass --no-load-optim to start with a fresh one"
             )
-        notes = checkpoint.load_into(OPTIMIZER, optimizer.state_tensors(), vocabulary=vocabulary)
-        optimizer.load_values(_mapping(checkpoint, OPTIMIZER))
+        notes = self._together(
+            lambda: load_optimizer(checkpoint, learner, self._writers, vocabulary=vocabulary)
+        )
+        learner.optimizer.load_values(_mapping(checkpoint, OPTIMIZER))
         return notes
 
     def _vocabulary(self, vocab_size: int) -> VocabularyRows | None:
@@ -281,20 +318,34 @@ class Resume:
                         "the run goes on, but not with the bits of an uninterrupted one"
                     )
 
-    def restore_rng(self) -> None:
+    def restore_rng(self, stream: RandomStream | None) -> None:
         """Put the random number generators where the checkpoint left them.
+
+        States that belong to another grid of processes are left alone, with a note.
+
+        Args:
+            stream: Random stream of a tensor-parallel process, or None.
 
         Raises:
             CheckpointError: The checkpoint holds no usable state.
         """
         if not self._plan.load_rng:
             return
-        if RNG not in self._checkpoint.groups:
+        checkpoint = self._checkpoint
+        if RNG not in checkpoint.groups:
             raise CheckpointError(
-                f"{self._checkpoint.path}: holds no random state (saved with --no-save-rng); "
+                f"{checkpoint.path}: holds no random state (saved with --no-save-rng); "
                 "pass --no-load-rng to start with a fresh one"
             )
-        restore_rng(self._checkpoint.tensors(RNG), _mapping(self._checkpoint, RNG))
+        mine = rng_layout(self._groups)
+        if checkpoint.values.get("rng_layout", [1] * len(mine)) != mine:
+            self._screen.line(
+                "note: the checkpoint was written by another layout of processes: dropout goes on "
+                "from fresh random states (nothing else depends on them)"
+            )
+            return
+        values = _mapping(checkpoint, RNG)
+        self._together(lambda: restore_rng_of(checkpoint, values, self._groups, stream))
 
 
 def _mapping(checkpoint: Checkpoint, key: str) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from megacore.optim import MicrobatchCalculator, Optimizer, ParamScheduler, buil
 from megacore.optim.config import PrecisionConfig
 from megacore.parallel.apply import ParallelModel, build_parallel_model
 from megacore.parallel.groups import ParallelGroups
+from megacore.parallel.pipeline_plan import WHOLE_MODEL, StagePlan, run_schedule, stage_plan
+from megacore.parallel.random_streams import RandomStream
 from megacore.training.run_config import RunConfig
 
 
@@ -29,33 +31,59 @@ def parameter_dtype(precision: PrecisionConfig) -> torch.dtype:
     return torch.float16 if precision.fp16 else torch.float32
 
 
+def plan_stages(
+    run: RunConfig, batch_sizes: MicrobatchCalculator, groups: ParallelGroups
+) -> StagePlan:
+    """The pipeline stages of this process.
+
+    Args:
+        run: Resolved settings.
+        batch_sizes: Says for how many micro-batches the schedule is.
+        groups: The groups of this process.
+
+    Raises:
+        UsageError: There is no such schedule.
+    """
+    if groups.pp.size == 1:
+        return WHOLE_MODEL
+    num_microbatches = batch_sizes.at(0).num_microbatches
+    schedule = run_schedule(run.parallel, run.model.num_layers or 0, num_microbatches)
+    return stage_plan(schedule, groups.pp.rank)
+
+
 def build_model(
     run: RunConfig,
     groups: ParallelGroups,
     *,
+    plan: StagePlan = WHOLE_MODEL,
     padded_vocab_size: int,
     device: torch.device,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype,
+    stream: RandomStream | None = None,
 ) -> ParallelModel:
     """This process's part of the model, on the device, with initial weights.
 
     Args:
         run: Resolved settings.
         groups: The groups of this process.
+        plan: Its stages.
         padded_vocab_size: Rows of the word embedding.
         device: Where it goes.
-        dtype: Of parameters and activations; by default what the settings say.
+        dtype: Of parameters and activations.
+        stream: What tensor-parallel processes draw for themselves.
     """
     return build_parallel_model(
         run.model,
         parallel=run.parallel,
         groups=groups,
+        plan=plan,
         padded_vocab_size=padded_vocab_size,
         recompute=run.recompute,
-        dtype=dtype or parameter_dtype(run.precision),
+        dtype=dtype,
         device=device,
         seed=run.training.seed,
         fp16_lm_cross_entropy=run.precision.fp16_lm_cross_entropy,
+        stream=stream,
     )
 
 
@@ -65,9 +93,13 @@ def build_learner(
     batch_sizes: MicrobatchCalculator,
     groups: ParallelGroups,
 ) -> Learner:
-    """Optimizer and schedule around a model."""
+    """Optimizer and schedule around a model.
+
+    Raises:
+        UsageError: The optimizer cannot do what the settings ask for.
+    """
     optimizer = build_optimizer(
-        model.chunks(),
+        list(model.stages.values()),
         optimizer=run.optimizer,
         precision=run.precision,
         layouts=model.layouts,
@@ -76,6 +108,8 @@ def build_learner(
         average_gradients=not run.training.calculate_per_token_loss,
         tied_embeddings=model.has_tied_copies,
     )
+    if model.store is not None:
+        model.store.on_ready = optimizer.ready
     training = run.training
     # Evaluation alone may come without a length; its schedule is never read.
     iterations = None if training.train_samples else max(1, training.train_iters or 1)

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from megacore._C import pipeline as core
 from megacore.data import Batch
-from megacore.models.gpt import GPTModel
 from megacore.parallel.groups import ParallelGroups
+from megacore.parallel.p2p import TensorSpec
+from megacore.parallel.pipeline import PipelineHooks
+from megacore.parallel.pipeline_plan import Pipeline
 from megacore.training.agreement import summed
 from megacore.training.feed import Cut, Feed, token_loss_sum
 from megacore.training.learner import Learner
 from megacore.training.profiling import Profiler
+from megacore.training.run_config import RunConfig
 from megacore.training.timers import Timers
+
+_BACKWARD = (core.Kind.BACKWARD, core.Kind.INPUT_GRAD, core.Kind.WEIGHT_GRAD)
 
 
 @dataclass(frozen=True)
@@ -52,41 +59,76 @@ class PassResult:
         return self.loss_sum / max(self.num_tokens, 1.0)
 
 
+@dataclass
+class _Pass:
+    """One pass while it runs.
+
+    Attributes:
+        feed: Its micro-batches.
+        divisor: The mean loss of a micro-batch is divided by it; None: the sum of its token losses
+            is wanted.
+        scale: Factor on the loss.
+        keep: Keep what is needed to run a micro-batch again.
+        loss_sums: Micro-batch -> sum of its token losses.
+        kept: What was kept.
+    """
+
+    feed: Feed
+    divisor: float | None = None
+    scale: float = 1.0
+    keep: bool = False
+    loss_sums: dict[int, Tensor] = field(default_factory=dict)
+    kept: list[Kept] = field(default_factory=list)
+
+
 class Passes:
     """Runs micro-batches through the stages of this process.
 
+    A loop over them where the whole model is here, a pipeline schedule otherwise.
+
     Args:
         learner: The stages, and their optimizer.
+        run: Resolved settings.
         groups: The groups of this process.
         device: Where the stages are.
         timers: Timers of the run.
         profiler: Names the parts of the pass.
-        per_token_loss: The gradient is that of the sum over all tokens, to be divided by their
-            number later; otherwise that of the mean over micro-batches of their means.
         cut: Takes this process's part of the sequences; None: all of them.
-        keep: Keep what is needed to run a micro-batch again.
     """
 
     def __init__(
         self,
         learner: Learner,
         *,
+        run: RunConfig,
         groups: ParallelGroups,
         device: torch.device,
         timers: Timers,
         profiler: Profiler,
-        per_token_loss: bool,
         cut: Cut | None = None,
-        keep: bool = False,
     ) -> None:
-        self._learner = learner
+        self._model = learner.model
+        self._optimizer = learner.optimizer
         self._groups = groups
         self._device = device
         self._timers = timers
         self._profiler = profiler
-        self._per_token_loss = per_token_loss
+        self._per_token_loss = run.training.calculate_per_token_loss
         self._cut = cut
-        self._keep = keep
+        self._keep = run.training.trace_nan
+        self._pass: _Pass | None = None
+        self._stages = {number: partial(self._stage, number) for number in self._model.stages}
+        self._pipeline: Pipeline | None = None
+        if groups.pp.size > 1:
+            self._pipeline = Pipeline(
+                run.parallel,
+                run.model.num_layers or 0,
+                groups=groups,
+                stages=self._stages,
+                spec=self._hidden_spec(run),
+                store=self._model.store,
+                hooks=PipelineHooks(before_last=self._before_last, after_last=self._after_last),
+            )
 
     def train(self, source: Iterator[Batch], num_microbatches: int) -> PassResult:
         """Adds the gradients of the next micro-batches to the sums of the optimizer.
@@ -94,121 +136,129 @@ class Passes:
         Raises:
             DataError: The source has no more micro-batches.
         """
-        optimizer = self._learner.optimizer
-        run = self._begin(source, num_microbatches, keep=self._keep)
-        (stage,) = run.stages.values()
+        done = self._begin(source)
+        done.keep = self._keep
+        if not self._per_token_loss:
+            # The gradients of the parts of a sequence are averaged like those of replicas,
+            # although they belong together.
+            done.divisor = num_microbatches / self._groups.cp.size
+        if self._pipeline is not None:
+            done.scale = self._optimizer.loss_scale
+            trace = self._pipeline.runner(num_microbatches).run().trace
+            self._count_backward(trace)
+        else:
+            self._loop(num_microbatches)
+        return self._result([done])
+
+    def _loop(self, num_microbatches: int) -> None:
+        ((number, stage),) = self._stages.items()
         for index in range(num_microbatches):
             loss = stage(index, None)
             if index == num_microbatches - 1:
-                optimizer.last_microbatch(0)
+                self._before_last(number)
             with self._timers.time("backward-compute"), self._profiler.range("backward"):
-                optimizer.backward(loss)
-        return self._result(run)
+                self._optimizer.backward(loss)
 
     @torch.no_grad()
-    def evaluate(self, source: Iterator[Batch], num_microbatches: int) -> PassResult:
+    def evaluate(
+        self, source: Iterator[Batch], *, num_microbatches: int, repeats: int
+    ) -> PassResult:
         """The losses of the next micro-batches; no random number is drawn.
+
+        Args:
+            source: Where they come from.
+            num_microbatches: Of one step, which a pipeline runs together.
+            repeats: How many steps.
 
         Raises:
             DataError: The source has no more micro-batches.
         """
-        self._learner.model.train(False)
+        done = []
+        self._model.train(False)
         try:
-            run = self._begin(source, num_microbatches)
-            (stage,) = run.stages.values()
-            for index in range(num_microbatches):
-                stage(index, None)
+            for _ in range(repeats):
+                done.append(self._begin(source))
+                if self._pipeline is not None:
+                    self._pipeline.runner(num_microbatches).run(forward_only=True)
+                    continue
+                (stage,) = self._stages.values()
+                for index in range(num_microbatches):
+                    stage(index, None)
         finally:
-            self._learner.model.train()
-        return self._result(run)
+            self._model.train()
+        return self._result(done)
 
-    def _begin(self, source: Iterator[Batch], num_microbatches: int, *, keep: bool = False) -> _Run:
-        models = self._learner.model.stages
-        feed = Feed(source, device=self._device, num_uses=len(models), cut=self._cut)
-        run = _Run(feed)
-        for number, model in models.items():
-            run.stages[number] = _StagePass(
-                model,
-                run=run,
-                parts=None if self._per_token_loss else num_microbatches / self._groups.cp.size,
-                timers=self._timers,
-                profiler=self._profiler,
-                keep=keep,
-            )
-        return run
+    def _begin(self, source: Iterator[Batch]) -> _Pass:
+        feed = Feed(source, device=self._device, num_uses=len(self._stages), cut=self._cut)
+        self._pass = _Pass(feed)
+        return self._pass
 
-    def _result(self, run: _Run) -> PassResult:
-        sums: list[float] = []
-        if run.loss_sums:
-            sums = torch.stack(list(run.loss_sums.values())).double().tolist()
+    def _stage(self, number: int, index: int, hidden: Tensor | None) -> Tensor:
+        """Output of a stage, or the loss whose gradient is wanted, for one micro-batch."""
+        running = self._pass
+        assert running is not None
+        model = self._model.stages[number]
+        with self._timers.time("batch-generator"), self._profiler.range("data"):
+            microbatch = running.feed.take(index)
+        if running.keep:
+            running.kept.append(_keep(microbatch.batch))
+        with self._timers.time("forward-compute"), self._profiler.range("forward"):
+            output = token_loss_sum(model, microbatch.batch, hidden)
+        if model.output_layer is None:
+            return output
+        running.loss_sums[index] = output.detach()
+        if running.divisor is not None:
+            # A micro-batch whose tokens are all masked has no loss and no gradient, not 0/0.
+            output = output / (max(microbatch.tokens, 1.0) * running.divisor)
+        return output if running.scale == 1.0 else output * running.scale
+
+    def _chunk(self, number: int) -> int:
+        return list(self._stages).index(number)
+
+    def _before_last(self, number: int) -> None:
+        self._optimizer.last_microbatch(self._chunk(number))
+
+    def _after_last(self, number: int) -> None:
+        """All gradients of the stage are there, also those of parameters it did not use."""
+        for parameter in self._model.stages[number].parameters():
+            self._optimizer.ready(parameter)
+
+    def _hidden_spec(self, run: RunConfig) -> TensorSpec:
+        """What goes from stage to stage: [b, S / cp, H], or [b, S / (cp tp), H]."""
+        length = (run.data.seq_length or 0) // self._groups.cp.size
+        if run.parallel.sequence_parallel:
+            length //= self._groups.tp.size
+        model = next(iter(self._model.stages.values()))
+        return TensorSpec(
+            (run.batch.micro_batch_size or 1, length, model.spec.hidden_size),
+            torch.float32 if model.spec.fp32_residual else model.dtype,
+            self._device,
+        )
+
+    def _count_backward(self, trace: core.RunTrace) -> None:
+        if self._timers.is_on("backward-compute"):
+            steps = [step for step in trace.steps if step.action.kind in _BACKWARD]
+            seconds = sum(step.end_ns - step.start_ns for step in steps) / 1e9
+            self._timers["backward-compute"].add(seconds, count=len(steps))
+
+    def _result(self, done: Sequence[_Pass]) -> PassResult:
+        losses = [loss for one in done for loss in one.loss_sums.values()]
+        sums: list[float] = torch.stack(losses).double().tolist() if losses else []
+        tokens = sum(one.feed.num_tokens for one in done)
         # Tensor-parallel processes have the same losses, and all processes of a replica read the
         # same tokens: each is counted once.
         groups = self._groups
         first = groups.tp.is_first
         speaks_for_replica = first and groups.cp.is_first and groups.pp.is_first
-        own = [sum(sums) if first else 0.0, run.feed.num_tokens if speaks_for_replica else 0.0]
+        own = [sum(sums) if first else 0.0, tokens if speaks_for_replica else 0.0]
         loss_sum, num_tokens = summed(own, groups.world, self._device)
-        return PassResult(sums, loss_sum, num_tokens, run.feed.num_read, run.kept)
-
-
-@dataclass
-class _Run:
-    """What the stages of one pass share."""
-
-    feed: Feed
-    stages: dict[int, _StagePass] = field(default_factory=dict)
-    loss_sums: dict[int, Tensor] = field(default_factory=dict)
-    kept: list[Kept] = field(default_factory=list)
-
-
-class _StagePass:
-    """One stage during one pass: from the number of a micro-batch and the output of the stage
-    before to the output, or to the loss whose gradient is wanted.
-
-    Args:
-        model: The part of the model.
-        run: What the stages share.
-        parts: The mean loss of a micro-batch is divided by it: the number of micro-batches. With
-            context parallelism each process has a part of a loss, and the gradients of the parts
-            are averaged like those of replicas although they belong together; so it is divided
-            by their number less. None: the sum of the token losses is wanted.
-        timers: Timers of the run.
-        profiler: Names the parts of the pass.
-        keep: Keep what is needed to run a micro-batch again.
-    """
-
-    def __init__(
-        self,
-        model: GPTModel,
-        *,
-        run: _Run,
-        parts: float | None,
-        timers: Timers,
-        profiler: Profiler,
-        keep: bool,
-    ) -> None:
-        self._model = model
-        self._run = run
-        self._parts = parts
-        self._timers = timers
-        self._profiler = profiler
-        self._keep = keep
-
-    def __call__(self, index: int, hidden: Tensor | None) -> Tensor:
-        with self._timers.time("batch-generator"), self._profiler.range("data"):
-            microbatch = self._run.feed.take(index)
-        batch = microbatch.batch
-        if self._keep:
-            self._run.kept.append(_keep(batch))
-        with self._timers.time("forward-compute"), self._profiler.range("forward"):
-            output = token_loss_sum(self._model, batch, hidden)
-        if self._model.output_layer is None:
-            return output
-        self._run.loss_sums[index] = output.detach()
-        if self._parts is None:
-            return output
-        # A micro-batch whose tokens are all masked has no loss and no gradient, not 0/0.
-        return output / (max(microbatch.tokens, 1.0) * self._parts)
+        return PassResult(
+            loss_sums=sums,
+            loss_sum=loss_sum,
+            num_tokens=num_tokens,
+            num_microbatches=sum(one.feed.num_read for one in done),
+            kept=[kept for one in done for kept in one.kept],
+        )
 
 
 def _keep(batch: Batch) -> Kept:

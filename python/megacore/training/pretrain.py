@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from datetime import datetime
 
 import torch
 
 from megacore.config.layers import Origin
 from megacore.errors import EXIT_OK
-from megacore.parallel.groups import ParallelGroups, single_process_groups
+from megacore.parallel.groups import ParallelGroups
+from megacore.parallel.launch import current_process, meeting_point
+from megacore.parallel.pipeline_plan import ends_of_file
+from megacore.parallel.startup import parallel_groups
 from megacore.training.live_view import Screen
 from megacore.training.loop import finish, train
 from megacore.training.run_config import RunConfig
@@ -44,8 +47,8 @@ def pretrain(
     """
     started = datetime.now()
     with ExitStack() as stack:
-        groups = groups or single_process_groups()
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        groups = groups or stack.enter_context(_launched_groups(run))
+        device = training_device(run)
         if screen is None or not groups.world.is_first:
             screen = Screen(live=not run.logging.no_live_view, silent=not groups.world.is_first)
         screen = stack.enter_context(screen)
@@ -69,3 +72,29 @@ def pretrain(
         elif not train(trainer):
             finish(trainer)
     return EXIT_OK
+
+
+def training_device(run: RunConfig) -> torch.device:
+    """Where this process trains: its GPU, or the CPU.
+
+    Gloo is the transport of CPUs: asked for among several processes, they train on CPUs.
+
+    Args:
+        run: Resolved settings.
+    """
+    parallel = run.parallel
+    wants_cpu = parallel.world_size > 1 and parallel.distributed_backend == "gloo"
+    if wants_cpu or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _launched_groups(run: RunConfig) -> AbstractContextManager[ParallelGroups]:
+    """The groups that the launcher's variables and the settings describe."""
+    return parallel_groups(
+        run.parallel,
+        process=current_process(),
+        meeting_point=meeting_point,
+        settings=run.values(),
+        ends=ends_of_file(run.parallel),
+    )

@@ -12,13 +12,24 @@ import torch
 
 PIPELINE_RANK_STRIDE = 100
 DATA_RANK_STRIDE = 10
+# Far from the multiples of the others, so that no two processes share a seed.
+CONTEXT_RANK_STRIDE = 1_000_003
 
 
 def rank_seed(
-    seed: int, *, pipeline_rank: int = 0, data_parallel_rank: int = 0, differ_by_data: bool = False
+    seed: int,
+    *,
+    pipeline_rank: int = 0,
+    data_parallel_rank: int = 0,
+    context_parallel_rank: int = 0,
+    differ_by_data: bool = False,
 ) -> int:
-    """The seed of a rank: base + 100 * pipeline rank (+ 10 * data-parallel rank)."""
+    """The seed of a rank: base + 100 * pipeline rank (+ 10 * data-parallel rank).
+
+    The processes that share a sequence have different tokens of it, so they draw differently too.
+    """
     result = seed + PIPELINE_RANK_STRIDE * pipeline_rank
+    result += CONTEXT_RANK_STRIDE * context_parallel_rank
     return result + DATA_RANK_STRIDE * data_parallel_rank if differ_by_data else result
 
 

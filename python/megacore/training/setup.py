@@ -10,6 +10,7 @@ import logging as python_logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,13 +21,22 @@ from megacore.config.report import format_arguments
 from megacore.data.tokenizers import Tokenizer, build_tokenizer, padded_vocab_size
 from megacore.optim import MicrobatchCalculator
 from megacore.parallel.apply import ParallelModel
+from megacore.parallel.context import local_batch
 from megacore.parallel.groups import ParallelGroups
+from megacore.parallel.random_streams import RandomStream, tensor_stream
 from megacore.training.agreement import gathered
 from megacore.training.batches import Batches, build_batches, samples_wanted
+from megacore.training.checkpoint_parts import GroupWriters
 from megacore.training.checkpoints import Checkpoints, Resume, stored_arguments
 from megacore.training.flops import ModelShape
 from megacore.training.footprint import Footprint
-from megacore.training.learner import Learner, build_learner, build_model, parameter_dtype
+from megacore.training.learner import (
+    Learner,
+    build_learner,
+    build_model,
+    parameter_dtype,
+    plan_stages,
+)
 from megacore.training.live_view import Screen
 from megacore.training.log_line import format_moment
 from megacore.training.outputs import open_outputs
@@ -58,6 +68,7 @@ class Setup:
         term: Notes SIGTERM.
         started: When the process started.
         origins: Where each setting came from.
+        dtype: Of parameters and activations; by default what the settings say.
     """
 
     def __init__(
@@ -71,6 +82,7 @@ class Setup:
         term: TermSignal,
         started: datetime,
         origins: Mapping[str, Origin] | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self._run = run
         self._groups = groups
@@ -80,6 +92,10 @@ class Setup:
         self._term = term
         self._started = started
         self._origins = origins or {}
+        self._dtype = dtype or parameter_dtype(run.precision)
+        self._stream: RandomStream | None = None
+        if groups.tp.size > 1:
+            self._stream = tensor_stream(self._seed, groups.tp.rank, device)
         self._batch_sizes = MicrobatchCalculator(run.batch, groups.dp.size)
         self._train_iters = self._count_iterations()
         self._timers = Timers(
@@ -87,6 +103,16 @@ class Setup:
             option=run.logging.timing_log_option,
             device=device,
             group=groups.world,
+        )
+
+    @property
+    def _seed(self) -> int:
+        """Seed of this process's default generators."""
+        groups = self._groups
+        return rank_seed(
+            self._run.training.seed,
+            pipeline_rank=groups.pp.rank,
+            context_parallel_rank=groups.cp.rank,
         )
 
     def _count_iterations(self) -> int:
@@ -109,8 +135,10 @@ class Setup:
         for warning in plan.warnings:
             screen.line(warning)
         directory = self._claim(plan)
-        resume = Resume(plan, run=run, screen=screen) if plan.source is not None else None
-        seed_everything(rank_seed(run.training.seed, pipeline_rank=self._groups.pp.rank))
+        resume = None
+        if plan.source is not None:
+            resume = Resume(plan, run=run, groups=self._groups, device=self._device, screen=screen)
+        seed_everything(self._seed)
         tokenizer, rows = self._vocabulary()
         screen.line(format_moment("after megacore is initialized"))
 
@@ -144,7 +172,7 @@ class Setup:
             directory,
         )
         if resume is not None:
-            resume.restore_rng()
+            resume.restore_rng(self._stream)
         return Trainer(
             parts, run=run, state=state, train_iters=self._train_iters, started=self._started
         )
@@ -154,7 +182,8 @@ class Setup:
         checkpoint = self._run.checkpoint
         if checkpoint.save is None or self._run.training.skip_train:
             return None
-        directory = self._stack.enter_context(SaveDirectory(checkpoint.save))
+        writers = GroupWriters(self._groups.world, self._device)
+        directory = self._stack.enter_context(SaveDirectory(checkpoint.save, writers=writers))
         if not checkpoint.overwrite_newer_checkpoints:
             directory.refuse_newer(plan.iteration)
         return directory
@@ -177,12 +206,24 @@ class Setup:
         run, state = self._run, RunState()
         with self._timers.time(SETUP_TIMERS[0]):
             # Rows of the embedding that a checkpoint lacks keep these initial values.
-            model = build_model(run, self._groups, padded_vocab_size=rows, device=self._device)
+            plan = plan_stages(run, self._batch_sizes, self._groups)
+            model = build_model(
+                run,
+                self._groups,
+                plan=plan,
+                padded_vocab_size=rows,
+                device=self._device,
+                dtype=self._dtype,
+                stream=self._stream,
+            )
             self._print_parameters(model)
             learner = build_learner(run, model, self._batch_sizes, self._groups)
             if resume is not None:
                 with self._timers.time("load-checkpoint"):
                     state = resume.load(learner, vocab_size=vocab_size, device=self._device)
+        self._screen.line(
+            f" > memory of training state on rank 0: {learner.optimizer.memory_report()}"
+        )
         self._print_timers("load-checkpoint")
         return learner, state
 
@@ -232,12 +273,12 @@ class Setup:
             reporter.start(state, arguments, origins=self._origins, batch_size=batch_size)
         passes = Passes(
             learner,
+            run=run,
             groups=self._groups,
             device=self._device,
             timers=self._timers,
             profiler=profiler,
-            per_token_loss=training.calculate_per_token_loss,
-            keep=training.trace_nan,
+            cut=partial(local_batch, group=self._groups.cp) if self._groups.cp.size > 1 else None,
         )
         policy = StepPolicy(
             per_token_loss=training.calculate_per_token_loss,
@@ -265,6 +306,8 @@ class Setup:
                 directory=directory,
                 learner=learner,
                 arguments=arguments,
+                groups=self._groups,
+                stream=self._stream,
                 device=self._device,
                 outputs=outputs,
                 screen=self._screen,
@@ -286,8 +329,7 @@ class Setup:
         )
         peak = Peak(1.0, "not used: only the first process shows speeds")
         if self._groups.world.is_first:
-            dtype = parameter_dtype(run.precision)
-            peak = peak_speed(self._device, dtype, given=run.logging.peak_tflops)
+            peak = peak_speed(self._device, self._dtype, given=run.logging.peak_tflops)
         return SpeedModel(
             shape=shape,
             recompute=run.recompute,

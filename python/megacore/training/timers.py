@@ -73,6 +73,16 @@ class Timer:
         self._started_at = None
         self.count += 1
 
+    def add(self, seconds: float, *, count: int) -> None:
+        """Adds time that was measured elsewhere.
+
+        Args:
+            seconds: How much.
+            count: How many times something was measured.
+        """
+        self._elapsed += seconds
+        self.count += count
+
     @property
     def is_running(self) -> bool:
         """Whether it was started and not stopped."""

@@ -99,6 +99,11 @@ class Trainer:
         self._outcome: StepOutcome | None = None
 
     @property
+    def learner(self) -> Learner:
+        """What it trains."""
+        return self._parts.learner
+
+    @property
     def is_finished(self) -> bool:
         """Whether all iterations are done."""
         return self._state.iteration >= self._train_iters
@@ -136,7 +141,7 @@ class Trainer:
             self._save()
         self._size = size
 
-    def run_step(self) -> None:
+    def run_step(self) -> StepOutcome:
         """One iteration of training, and the counters that go with it."""
         parts, state, size = self._parts, self._state, self._size
         assert size is not None
@@ -158,6 +163,7 @@ class Trainer:
         every = self._training.train_sync_interval
         if every and state.iteration % every == 0 and parts.device.type == "cuda":
             torch.cuda.synchronize(parts.device)
+        return self._outcome
 
     def report_step(self) -> None:
         """Log line and scalars; an iteration that will stop the run always gets its line."""
@@ -212,7 +218,11 @@ class Trainer:
         assert batches is not None
         samples = self._training.eval_iters * parts.batch_sizes.max_global_batch_size
         with parts.timers.time("evaluate"), parts.profiler.range("evaluate"):
-            passed = parts.passes.evaluate(batches, samples // self._samples_per_pass)
+            passed = parts.passes.evaluate(
+                batches,
+                num_microbatches=samples // (self._training.eval_iters * self._samples_per_pass),
+                repeats=self._training.eval_iters,
+            )
         losses = {LOSS_KEY: passed.mean_loss}
         if set_name == "validation":
             state.consumed_valid_samples += samples

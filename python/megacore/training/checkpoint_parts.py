@@ -1,0 +1,225 @@
+"""What each process of a run writes into a checkpoint, and takes from one.
+
+Every value is written by exactly one process: parameters that several processes have are dealt out
+among them, and with a sharded optimizer each writes the ranges that it owns.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megacore.checkpoint import Checkpoint, VocabularyRows, gather_rng, restore_rng
+from megacore.checkpoint.load import Slot
+from megacore.checkpoint.pieces import Part
+from megacore.errors import CheckpointError
+from megacore.optim.state import MAIN_PARAM
+from megacore.parallel.groups import Group, ParallelGroups
+from megacore.parallel.layout import ParamLayout
+from megacore.parallel.random_streams import RandomStream
+from megacore.training.agreement import gathered_texts
+from megacore.training.learner import Learner
+
+MODEL, OPTIMIZER, RNG = "model", "optimizer", "rng"
+_STREAM = "tensor_parallel."
+
+
+@dataclass(frozen=True)
+class GroupWriters:
+    """The processes of a group as the writers of a checkpoint.
+
+    Attributes:
+        group: The processes.
+        device: Where the group's backend wants its tensors.
+    """
+
+    group: Group
+    device: torch.device
+
+    @property
+    def rank(self) -> int:
+        """Which of them this process is."""
+        return self.group.rank
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return self.group.size
+
+    def exchange(self, value: Any) -> list[Any]:
+        """The values that all of them gave, in order."""
+        texts = gathered_texts(json.dumps(value), self.group, self.device)
+        return [json.loads(text) for text in texts]
+
+
+def model_parts(learner: Learner, groups: ParallelGroups) -> list[Part]:
+    """The parameters that this process writes."""
+    learner.optimizer.finish_params()
+    layouts = learner.model.layouts
+    named = [
+        (layouts[name], parameter.detach())
+        for name, parameter in learner.model.named_parameters()
+        if _is_writer(layouts[name], groups)
+    ]
+    mine = dealt([parameter.numel() for _, parameter in named], groups.dp_cp)
+    return [
+        Part(layout, parameter) for (layout, parameter), own in zip(named, mine, strict=True) if own
+    ]
+
+
+def optimizer_parts(learner: Learner, groups: ParallelGroups) -> list[Part]:
+    """The ranges of the optimizer state that this process writes."""
+    pieces = [p for p in learner.optimizer.state_pieces() if _is_writer(p.layout, groups)]
+    mine = dealt([piece.data.numel() for piece in pieces], learner.optimizer.replicas)
+    return [Part(p.layout, p.data, p.start) for p, own in zip(pieces, mine, strict=True) if own]
+
+
+def _is_writer(layout: ParamLayout, groups: ParallelGroups) -> bool:
+    """Whether this tensor-parallel process has something that no other one has."""
+    return not layout.is_copy and (layout.is_sharded or groups.tp.is_first)
+
+
+def dealt(sizes: Sequence[int], group: Group) -> list[bool]:
+    """Deals things that all members of a group have out among them, about equally by size.
+
+    Args:
+        sizes: Size of each thing, the same everywhere.
+        group: Who takes part.
+
+    Returns:
+        For each thing whether it is this process's.
+    """
+    loads = [(0, member) for member in range(group.size)]
+    mine = []
+    for size in sizes:
+        load, member = loads[0]
+        heapq.heapreplace(loads, (load + size, member))
+        mine.append(member == group.rank)
+    return mine
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    learner: Learner,
+    writers: GroupWriters,
+    *,
+    cast: bool,
+    vocabulary: VocabularyRows | None,
+) -> list[str]:
+    """Fills the parameters of this process; notes for the log."""
+    layouts = learner.model.layouts
+    targets = {name: p.detach() for name, p in learner.model.named_parameters()}
+    return checkpoint.load_into(
+        MODEL,
+        targets,
+        layouts=layouts,
+        cast=cast,
+        vocabulary=vocabulary,
+        others=_known({layouts[name].name for name in targets}, writers),
+    )
+
+
+def load_optimizer(
+    checkpoint: Checkpoint,
+    learner: Learner,
+    writers: GroupWriters,
+    *,
+    vocabulary: VocabularyRows | None,
+) -> list[str]:
+    """Fills the optimizer state of this process, after its parameters; notes for the log."""
+    parameters = dict(learner.model.named_parameters())
+    slots: dict[str, Slot] = {}
+    for piece in learner.optimizer.state_pieces():
+        kind, _, parameter = piece.name.partition(".")
+        slots[piece.name] = _state_slot(kind, parameters[parameter], piece.layout, piece.data.dtype)
+    names = {id(slot): name for name, slot in slots.items()}
+    notes: list[str] = []
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        filled = checkpoint.stream(
+            OPTIMIZER,
+            list(slots.values()),
+            vocabulary=vocabulary,
+            others=_known({slot.layout.name for slot in slots.values()}, writers),
+        )
+        for slot, tensor, slot_notes in filled:
+            notes.extend(slot_notes)
+            yield names[id(slot)], tensor
+
+    learner.optimizer.load_tensors(tensors())
+    return notes
+
+
+def _state_slot(kind: str, parameter: Tensor, layout: ParamLayout, dtype: torch.dtype) -> Slot:
+    def target() -> Tensor:
+        # Rows that the checkpoint lacks are as in a fresh state.
+        if kind == MAIN_PARAM:
+            return parameter.detach().to(dtype, copy=True)
+        return torch.zeros(parameter.shape, dtype=dtype, device=parameter.device)
+
+    return Slot(layout, dtype, target)
+
+
+def _known(own: Collection[str], writers: GroupWriters) -> set[str]:
+    """Names that any process of the run has."""
+    return {name for names in writers.exchange(sorted(own)) for name in names}
+
+
+def rng_layout(groups: ParallelGroups) -> list[int]:
+    """What random states belong to: they mean nothing to another grid of processes."""
+    return [groups.world.size, groups.tp.size, groups.cp.size, groups.pp.size, groups.dp.size]
+
+
+def gather_rng_of(
+    groups: ParallelGroups, stream: RandomStream | None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Random states of this process, as tensors and JSON values, under names of its own."""
+    tensors, values = gather_rng()
+    if stream is not None:
+        tensors |= {_STREAM + name: state for name, state in stream.state_tensors().items()}
+    if groups.world.size == 1:
+        return tensors, values
+    prefix = _rank_name(groups.rank)
+    return {f"{prefix}.{name}": state for name, state in tensors.items()}, {prefix: values}
+
+
+def restore_rng_of(
+    checkpoint: Checkpoint,
+    values: Mapping[str, Any],
+    groups: ParallelGroups,
+    stream: RandomStream | None,
+) -> None:
+    """Puts the random number generators of this process where the checkpoint left them.
+
+    Raises:
+        CheckpointError: The states are not there or not usable.
+    """
+    tensors: Mapping[str, Tensor] = checkpoint.tensors(RNG)
+    if groups.world.size > 1:
+        prefix = _rank_name(groups.rank)
+        values = values.get(prefix, {})
+        tensors = {
+            name.removeprefix(f"{prefix}."): state
+            for name, state in tensors.items()
+            if name.startswith(f"{prefix}.")
+        }
+    restore_rng(tensors, values)
+    if stream is not None:
+        states = {
+            name.removeprefix(_STREAM): state
+            for name, state in tensors.items()
+            if name.startswith(_STREAM)
+        }
+        if not states:
+            raise CheckpointError(f"{checkpoint.path}: the tensor-parallel random state is missing")
+        stream.load_state(states)
+
+
+def _rank_name(rank: int) -> str:
+    return f"rank{rank:05d}"
