@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ from megacore._C import pipeline as core
 from megacore.errors import UsageError
 from megacore.parallel.config import ParallelConfig
 from megacore.parallel.grid import PipelineEnds
-from megacore.parallel.groups import ParallelGroups
-from megacore.parallel.p2p import PipelineTransport, TensorSpec
+from megacore.parallel.groups import Group, ParallelGroups
+from megacore.parallel.p2p import Channel, PipelineTransport, TensorSpec, channel_groups
 from megacore.parallel.pipeline import PipelineHooks, PipelineRunner, Stage
+from megacore.parallel.startup import pair_group
 from megacore.parallel.weight_grad import WeightGradStore
 
 
@@ -144,6 +146,8 @@ class Pipeline:
         spec: What the tensors between stages look like.
         store: Where weight gradients are left, for schedules that defer them.
         hooks: What else happens.
+        own_channels: The transport pairs messages by their order (NCCL), so that each pair of
+            neighbours needs connections of its own.
     """
 
     def __init__(
@@ -156,6 +160,7 @@ class Pipeline:
         spec: TensorSpec,
         store: WeightGradStore | None,
         hooks: PipelineHooks,
+        own_channels: bool,
     ) -> None:
         self._parallel = parallel
         self._num_layers = num_layers
@@ -164,6 +169,7 @@ class Pipeline:
         self._spec = spec
         self._store = store
         self._hooks = hooks
+        self._own_channels = own_channels
         self._runners: dict[int, PipelineRunner] = {}
         self._transport: PipelineTransport | None = None
 
@@ -177,6 +183,7 @@ class Pipeline:
                     schedule.placement.num_stages,
                     self._spec,
                     variable=self._parallel.variable_seq_lengths,
+                    channels=self._channels(schedule) if self._own_channels else None,
                 )
             self._runners[num_microbatches] = PipelineRunner(
                 schedule=schedule,
@@ -188,3 +195,16 @@ class Pipeline:
                 max_pending_sends=8 if self._parallel.overlap_p2p_comm else 1,
             )
         return self._runners[num_microbatches]
+
+    def _channels(self, schedule: Any) -> dict[Channel, Group]:
+        channels: set[Channel] = set()
+        for chain in schedule.placement.chains:
+            for one, other in itertools.pairwise(chain):
+                if one != other:
+                    channels |= {(one, other), (other, one)}
+        pipeline = self._groups.pp
+
+        def make(name: str, ranks: tuple[int, ...]) -> Group:
+            return pair_group(name, ranks, pipeline, self._parallel.timeout)
+
+        return channel_groups(channels, pipeline, make)

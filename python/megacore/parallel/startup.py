@@ -168,6 +168,34 @@ def build_groups(
     return ParallelGroups(world=group("world", everyone), record=record, **groups)
 
 
+def pair_group(name: str, ranks: tuple[int, ...], like: Group, timeout: timedelta) -> Group:
+    """Another group for two members of a group, with a connection of its own.
+
+    Not by `torch.distributed.new_group`: it names groups by how many there are, and not all
+    processes have equally many neighbours.
+
+    Args:
+        name: What errors call it; of all groups with these members it is the only one with it.
+        ranks: Of the two in the whole run, ascending, this process among them; only they call.
+        like: A group that has them both.
+        timeout: Longest time that an operation may take.
+    """
+    index = ranks.index(like.global_rank)
+    store = torch.distributed.PrefixStore(f"{name}/{ranks}", _default_store())
+    made: Any
+    if torch.distributed.get_backend() == "nccl":
+        options = torch.distributed.ProcessGroupNCCL.Options()
+        options._timeout = timeout
+        made = torch.distributed.ProcessGroupNCCL(store, index, len(ranks), options)
+    else:
+        made = torch.distributed.ProcessGroupGloo(store, index, len(ranks), timeout)
+    return Group(name, ranks, index, made, like.record)
+
+
+def _default_store() -> Store:
+    return torch.distributed.distributed_c10d._get_default_store()
+
+
 def _meet(point: MeetingPoint, process: Process) -> Store:
     is_host = process.is_first and not point.is_hosted
     try:

@@ -45,6 +45,10 @@ def unsupported(config: ParallelConfig) -> Iterator[Fault]:
     Args:
         config: Resolved or not.
     """
+    if config.pipeline_schedule == "dualpipe":
+        more = "it keeps two copies of each stage, whose gradients would have to be summed"
+        given = {"--pipeline-schedule": "dualpipe"}
+        yield fault("MC0011", given, allowed="dualpipev: the same bubble with one copy", more=more)
     alone = BETWEEN_PROCESSES if config.world_size == 1 else ()
     for setting in _given(config, [name for name in UNSUPPORTED if name not in alone]):
         value = getattr(config, setting.dest)

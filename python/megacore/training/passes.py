@@ -128,6 +128,7 @@ class Passes:
                 spec=self._hidden_spec(run),
                 store=self._model.store,
                 hooks=PipelineHooks(before_last=self._before_last, after_last=self._after_last),
+                own_channels=device.type == "cuda",
             )
 
     def train(self, source: Iterator[Batch], num_microbatches: int) -> PassResult:

@@ -171,6 +171,9 @@ class RunConfig:
         if any(True for _ in parallel.faults()) or any(True for _ in value_faults(self.model)):
             return
         yield from unsupported(parallel)
+        if self.training.trace_nan and parallel.model_parallel_size > 1:
+            more = "the micro-batch would have to be run again by all processes of a replica"
+            yield fault("MC0011", {"--trace-nan": ""}, allowed="leave it out", more=more)
         wrong = [
             *grid_faults(parallel),
             *model_faults(parallel, self.model, self.recompute, self.data.length),

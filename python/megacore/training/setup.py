@@ -346,6 +346,8 @@ class Setup:
             tensor_parallel=groups.tp.size,
             pipeline_parallel=groups.pp.size,
             context_parallel=groups.cp.size,
+            stages_per_process=self._run.parallel.stages_per_rank(self._run.model.depth or 1),
+            sharded=groups.dp_cp.size if self._run.parallel.shards_optimizer else 1,
         )
 
     def _profiler(self) -> Profiler:
