@@ -317,8 +317,9 @@ class Group:
 
 
 def _reason(cause: BaseException) -> str:
-    """What the backend said, without its source position and its stack."""
-    return re.sub(r"^(\[[^\]]*\.\w+:\d+\] ?)+", "", str(cause).partition("\nException raised")[0])
+    """What the backend said, without its source position, its stack and its advice."""
+    text = str(cause).partition("\nException raised")[0].partition(". This is typically")[0]
+    return re.sub(r"^(\[[^\]]*\.\w+:\d+\] ?)+", "", text)
 
 
 def dtype_name(tensor: Tensor) -> str:
