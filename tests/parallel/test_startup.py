@@ -254,3 +254,22 @@ def test_one_process_needs_nothing() -> None:
         ParallelConfig(), process=Process(), meeting_point=meeting_point, settings={}
     ) as groups:
         assert groups.world.size == 1
+
+
+def started_again(rank: int, environment: dict[str, str], port: int, dies: bool) -> None:
+    environment |= {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    with joined(environment, {"lr": 1.0 if dies else 2.0}) as groups:
+        groups.world.all_reduce(torch.ones(2))
+        if dies and rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        groups.world.all_reduce(torch.ones(2))
+
+
+def test_a_restart_ignores_what_the_former_start_left(tmp_path: Path) -> None:
+    launcher = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ended = run_processes(started_again, 2, tmp_path, launcher.port, True)
+    assert [one.code for one in ended] == [1, -9]
+    # One that came and died before it was answered.
+    launcher.add("start/visitors", 1)
+    ended = run_processes(started_again, 2, tmp_path, launcher.port, False)
+    assert [one.code for one in ended] == [0, 0], ended

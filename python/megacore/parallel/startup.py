@@ -11,13 +11,14 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, cast
 
 import torch
-from torch.distributed import ProcessGroup, Store, TCPStore
+from torch.distributed import PrefixStore, ProcessGroup, Store, TCPStore
 
 from megacore import __version__
 from megacore.config.faults import fault
@@ -72,7 +73,7 @@ def parallel_groups(
     try:
         torch.distributed.init_process_group(
             backend,
-            store=torch.distributed.PrefixStore("groups", store),
+            store=PrefixStore("groups", store),
             rank=process.rank,
             world_size=process.world_size,
             timeout=config.timeout,
@@ -181,7 +182,7 @@ def pair_group(name: str, ranks: tuple[int, ...], like: Group, timeout: timedelt
         timeout: Longest time that an operation may take.
     """
     index = ranks.index(like.global_rank)
-    store = torch.distributed.PrefixStore(f"{name}/{ranks}", _default_store())
+    store = PrefixStore(f"{name}/{ranks}", _default_store())
     made: Any
     if torch.distributed.get_backend() == "nccl":
         options = torch.distributed.ProcessGroupNCCL.Options()
@@ -199,7 +200,7 @@ def _default_store() -> Store:
 def _meet(point: MeetingPoint, process: Process) -> Store:
     is_host = process.is_first and not point.is_hosted
     try:
-        return TCPStore(
+        store = TCPStore(
             point.address,
             point.port,
             process.world_size,
@@ -208,9 +209,44 @@ def _meet(point: MeetingPoint, process: Process) -> Store:
             wait_for_workers=False,
             multi_tenant=True,
         )
+        return restart_store(store, process) if point.is_hosted else store
     except RuntimeError as error:
         where = f"{point.address}:{point.port}: "
         raise _startup_failure(process, "meeting of all processes", error, where) from error
+
+
+def restart_store(store: Store, process: Process) -> Store:
+    """A part of the launcher's store that only the processes of this start use.
+
+    When torchrun starts the processes again after a failure, its store still holds what the former
+    ones wrote. The number of restarts does not tell the starts apart: it counts failures of one
+    machine. So process 0 numbers the starts, and answers every process that comes with the number;
+    those that came before a restart and are no more are answered in vain.
+
+    Args:
+        store: Of the launcher.
+        process: Who this process is.
+
+    Raises:
+        RuntimeError: Not all processes came.
+    """
+    if not process.is_first:
+        visitor = store.add("start/visitors", 1)
+        start = store.get(f"start/answer/{visitor}").decode()
+        store.add(f"start/{start}/joined", 1)
+        return PrefixStore(f"start/{start}", store)
+    start = str(store.add("start/number", 1))
+    answered, end = 0, time.monotonic() + _MEETING_TIMEOUT.total_seconds()
+    while store.add(f"start/{start}/joined", 0) < process.world_size - 1:
+        waiting = store.add("start/visitors", 0)
+        for visitor in range(answered + 1, waiting + 1):
+            store.set(f"start/answer/{visitor}", start)
+        if waiting == answered:
+            if time.monotonic() > end:
+                raise RuntimeError(f"not all of {process.world_size} processes came")
+            time.sleep(0.02)
+        answered = waiting
+    return PrefixStore(f"start/{start}", store)
 
 
 def _startup_failure(
@@ -284,7 +320,7 @@ class Parting:
     """
 
     def __init__(self, store: Store, process: Process, timeout: timedelta) -> None:
-        self._store = torch.distributed.PrefixStore("parting", store)
+        self._store = PrefixStore("parting", store)
         self._process = process
         self._timeout = timeout
 
