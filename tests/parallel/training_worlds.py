@@ -60,22 +60,30 @@ def groups_of(world: Group | None, run: RunConfig) -> ParallelGroups:
 
 def run_config(flags: str, world_size: int) -> RunConfig:
     """A resolved run of the small model."""
+    small = SMALL
+    if "--train-samples" in flags:
+        small = small.replace("--train-iters 5", "").replace("--lr-warmup-iters 2", "")
     environment = {"RANK": "0", "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}
-    run, _ = parse_run(f"{SMALL} {flags}".split(), environment=environment)
+    run, _ = parse_run(f"{small} {flags}".split(), environment=environment)
     return run
 
 
-def train_here(world: Group | None, flags: str, dtype: str | None = None) -> Trained:
+def train_here(
+    world: Group | None, flags: str, dtype: str | None = None, *, told_to_end: bool = False
+) -> Trained:
     """Train in this process, as one of `world`.
 
     Args:
         world: All processes, None for a run of one.
         flags: Added to those of the small run.
         dtype: Of parameters and activations, instead of what the flags say.
+        told_to_end: SIGTERM came before the first iteration.
     """
     run = run_config(flags, 1 if world is None else world.size)
     printed = io.StringIO()
     groups = groups_of(world, run)
+    term = TermSignal(save_and_exit=True)
+    term.received = told_to_end
     with ExitStack() as stack:
         screen = Screen(live=False, stream=printed, silent=not groups.world.is_first)
         setup = Setup(
@@ -84,7 +92,7 @@ def train_here(world: Group | None, flags: str, dtype: str | None = None) -> Tra
             device=torch.device("cpu"),
             stack=stack,
             screen=screen,
-            term=TermSignal(save_and_exit=False),
+            term=term,
             started=datetime.now(),
             dtype=None if dtype is None else getattr(torch, dtype),
         )

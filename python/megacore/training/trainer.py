@@ -194,7 +194,7 @@ class Trainer:
         if not self._check_finite:
             self._parts.screen.line(f"WARNING: {message}")
             return
-        if not self._training.trace_nan:
+        if not self._training.trace_nan and self._parts.groups.model.size == 1:
             message += (
                 "\n(--trace-nan names the layer, --no-check-for-nan-in-loss-and-grad goes on)"
             )
