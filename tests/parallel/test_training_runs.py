@@ -16,6 +16,7 @@ from megacore.training.log_line import parse_iteration, parse_validation
 from megacore.training.seeding import rank_seed
 
 FULL = "--log-params-norm"
+TIMERS = "--timing-log-level 2 --timing-log-option all"
 PIPELINE = "--pipeline-model-parallel-size 2"
 SHARDED = "--use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather"
 UNTIED = "--untie-embeddings-and-output-weights"
@@ -81,8 +82,8 @@ def test_a_schedule_from_a_file(world: WorkerPools, tmp_path: Path) -> None:
 
 
 def test_what_else_is_printed(world: WorkerPools) -> None:
-    flags = "--tensor-model-parallel-size 2 --lr-warmup-iters 0 --train-iters 2 --timing-log-level 2"
-    printed = world(2).run(train_here, f"{flags} --timing-log-option all")[0].printed
+    flags = "--tensor-model-parallel-size 2 --lr-warmup-iters 0 --train-iters 2"
+    printed = world(2).run(train_here, f"{flags} {TIMERS}")[0].printed
     lines = printed.splitlines()
     counts = [line for line in lines if line.startswith(" > number of parameters on")]
     assert [line.split("rank ")[1].split(":")[0] for line in counts] == ["(0, 0)", "(1, 0)"]
