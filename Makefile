@@ -61,6 +61,23 @@ cpp-test: build
 test: cpp-test ## Build and run the C++ and the Python tests
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -m "not gpu and not slow"
 
+# Own build folders: sanitizers change every object. The thread sanitizer runs what has threads; the
+# emulation of CUDA has checks of its own.
+SANITIZED = address,undefined thread
+
+.PHONY: sanitize
+sanitize: $(VENV)/.stamp ## C++ tests under the address, undefined-behaviour and thread sanitizers
+	@for kind in $(SANITIZED); do \
+	  folder=build/sanitize-$${kind%%,*}; \
+	  $(BIN)/cmake -S . -B $$folder -G Ninja -DCMAKE_MAKE_PROGRAM=$(BIN)/ninja \
+	    -DPython_EXECUTABLE=$(PY) -DMEGACORE_TESTS=ON -DMEGACORE_CUDA=OFF \
+	    -DMEGACORE_OUTPUT_DIR=$(CURDIR)/$$folder -DCMAKE_BUILD_TYPE=None \
+	    -DCMAKE_CXX_FLAGS="-O1 -g1 -fsanitize=$$kind -fno-sanitize-recover=all" > /dev/null; \
+	  $(BIN)/ninja -C $$folder --quiet megacore_tests; \
+	  filter='*'; [ $$kind = thread ] && filter='*Executor*:*ThreadWorld*:*Schedule*:*Pipeline*:*Bucket*'; \
+	  echo "== $$kind"; $$folder/cpp_tests/megacore_tests --gtest_brief=1 --gtest_filter="$$filter"; \
+	done
+
 .PHONY: test-slow
 test-slow: build ## The tests that take minutes (packaging in clean environments)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m "slow and not gpu"
