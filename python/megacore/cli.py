@@ -49,6 +49,9 @@ VERBS: dict[str, Verb] = {
     "data": Verb("megacore.data.cli:main", "info, show, train-tokenizer: inspect and prepare data"),
     "train": Verb("megacore.training.cli:main", "train a GPT (the same as pretrain_gpt.py)"),
     "generate": Verb("megacore.inference.cli:main", "generate text from a checkpoint"),
+    "schedule": Verb(
+        "megacore.planning.schedule_command:main", "make, check, simulate, draw a pipeline schedule"
+    ),
     "plot": Verb("megacore.training.plot:main", "draw loss, learning rate and throughput of a run"),
     "doctor": Verb("megacore.doctor:main", "say what this machine has, and what is missing"),
 }
