@@ -24,7 +24,7 @@ parallel sizes and kinds: no rank draws those of another.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,8 @@ from megacore.parallel.context_exchange import gather_heads, gather_tokens
 from megacore.parallel.context_plan import local_part, ring_plan
 from megacore.parallel.context_ring import Ring, ring_attention
 from megacore.parallel.groups import Group
+
+CommType = Literal["p2p", "a2a"]
 
 
 class RingAttention(nn.Module):
@@ -97,7 +99,7 @@ class ExchangeAttention(nn.Module):
         return gather_heads(self.inner(q, k, v, context), num_groups, self.group)
 
 
-def apply_context_parallel(model: GPTModel, group: Group, *, comm_type: str = "p2p") -> None:
+def apply_context_parallel(model: GPTModel, group: Group, *, comm_type: CommType = "p2p") -> None:
     """Replace, in place, the core attention of every layer by one over the ranks of a group.
 
     The model then takes local tokens, labels and positions (`local_batch`) and must be given the
