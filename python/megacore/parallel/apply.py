@@ -17,7 +17,7 @@ from megacore.models.config import ModelConfig, RecomputeConfig
 from megacore.models.gpt import GPTModel
 from megacore.models.initialization import init_weights
 from megacore.parallel.config import ParallelConfig
-from megacore.parallel.context import CommType, apply_context_parallel
+from megacore.parallel.context import apply_context_parallel
 from megacore.parallel.groups import ParallelGroups
 from megacore.parallel.layout import ParamLayout
 from megacore.parallel.linear import Overlap
@@ -124,11 +124,10 @@ def build_parallel_model(
             stage,
             groups.tp,
             sequence_parallel=parallel.sequence_parallel,
-            overlap=_overlap(parallel),
+            overlap=Overlap.from_flags(parallel),
             store=store,
         )
-        comm_type: CommType = "a2a" if parallel.cp_comm_type == "a2a" else "p2p"
-        apply_context_parallel(stage, groups.cp, comm_type=comm_type)
+        apply_context_parallel(stage, groups.cp, comm_type=parallel.cp_comm_type)
         if stream is not None:
             slices = groups.tp if parallel.distribute_saved_activations else None
             apply_random_streams(
@@ -172,17 +171,6 @@ def stage_layers(
         standalone_embedding=parallel.standalone_embedding_stage,
     )
     return {number: division[stage] for number, stage in plan.local.items()}
-
-
-def _overlap(parallel: ParallelConfig) -> Overlap:
-    pieces = parallel.tp_comm_overlap
-    scatter = pieces and parallel.tp_comm_overlap_rs
-    return Overlap(
-        reduce_input_grad=parallel.async_tensor_model_parallel_allreduce,
-        gather_pieces=pieces and parallel.tp_comm_overlap_ag,
-        scatter_pieces=scatter,
-        scatter_grad_pieces=scatter,
-    )
 
 
 def _tied_here(stages: Mapping[int, GPTModel]) -> dict[GPTModel, GPTModel]:
