@@ -99,7 +99,7 @@ class ExchangeAttention(nn.Module):
         return gather_heads(self.inner(q, k, v, context), num_groups, self.group)
 
 
-def apply_context_parallel(model: GPTModel, group: Group, *, comm_type: CommType = "p2p") -> None:
+def apply_context_parallel(model: GPTModel, group: Group, *, comm_type: str = "p2p") -> None:
     """Replace, in place, the core attention of every layer by one over the ranks of a group.
 
     The model then takes local tokens, labels and positions (`local_batch`) and must be given the
