@@ -16,7 +16,7 @@ from megacore.parallel.layout import ParamLayout, full_tensor
 from megacore.parallel.linear import OVERLAP, Overlap
 from megacore.parallel.random_streams import tensor_stream
 from megacore.parallel.recompute import apply_random_streams
-from megacore.parallel.tensor import apply_tensor_parallel, reduce_partial_grads
+from megacore.parallel.tensor import apply_tensor_parallel
 
 VOCAB, PADDED_VOCAB, BATCH, LENGTH = 101, 132, 3, 24
 
@@ -141,6 +141,15 @@ def single_step(
             parameter.copy_(low)
     losses = run_step(model, case)
     return losses, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def reduce_partial_grads(
+    grads: dict[str, Tensor], layouts: dict[str, ParamLayout], group: Group
+) -> None:
+    """Sum, in place, the gradients of which each process computed a part, as the optimizer does."""
+    for name, grad in grads.items():
+        if layouts[name].partial_grad:
+            group.all_reduce(grad)
 
 
 def split_step(group: Group, case: Case) -> Step:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed
 from context_gpt import GROUPED, ROTARY, build, loss_of, train
+from tensor_models import reduce_partial_grads
 from torch import Tensor
 from worker_pool import WorkerPools
 
@@ -18,7 +19,7 @@ from megacore.parallel.groups import Group
 from megacore.parallel.layout import ParamLayout, full_tensor
 from megacore.parallel.random_streams import tensor_stream
 from megacore.parallel.recompute import apply_random_streams
-from megacore.parallel.tensor import apply_tensor_parallel, reduce_partial_grads
+from megacore.parallel.tensor import apply_tensor_parallel
 
 MODEL = ROTARY | GROUPED | {"qk_layernorm": True, "position_embedding_type": "rope"}
 SELECTIVE = RecomputeConfig(recompute_granularity="selective")

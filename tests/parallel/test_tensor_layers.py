@@ -10,6 +10,7 @@ from tensor_models import (
     ROTARY,
     Case,
     build,
+    reduce_partial_grads,
     run_step,
     single_step,
     split_model,
@@ -18,13 +19,14 @@ from torch import Tensor
 from worker_pool import WorkerPools
 
 from megacore.errors import UsageError
+from megacore.parallel.config import ParallelConfig
 from megacore.parallel.groups import Group
 from megacore.parallel.layout import ParamLayout, full_tensor
+from megacore.parallel.linear import Overlap
 from megacore.parallel.tensor import (
     GPT_SPLITS,
     LayerSplit,
     apply_tensor_parallel,
-    reduce_partial_grads,
 )
 from megacore.parallel.weight_grad import WeightGradStore
 
@@ -214,24 +216,21 @@ def test_frozen_parameters(world: WorkerPools, frozen: str, sequence_parallel: b
         assert (found - grad).abs().max() <= 1e-10 * grad.abs().max() + 1e-15, name
 
 
-def test_partial_gradients_are_summed_by_dtype(world: WorkerPools) -> None:
-    for grads in world(2).run(summed):
-        assert grads["a"].tolist() == [3.0, 3.0]
-        assert grads["b"].tolist() == [[30.0]]
-        assert grads["b"].dtype == torch.bfloat16
+def flags(**changes: object) -> Overlap:
+    return Overlap.from_flags(ParallelConfig(tensor_model_parallel_size=2, **changes))
 
 
-def summed(group: Group) -> dict[str, Tensor]:
-    factor = group.rank + 1
-    grads = {
-        "a": torch.ones(2) * factor,
-        "b": torch.full((1, 1), 10.0, dtype=torch.bfloat16) * factor,
-        "c": torch.ones(1) * factor,
-    }
-    layouts = {
-        name: ParamLayout(name=name, full_shape=tuple(grad.shape), partial_grad=name != "c")
-        for name, grad in grads.items()
-    }
-    reduce_partial_grads(grads, layouts, group)
-    assert grads["c"].item() == factor
-    return grads
+def test_overlap_from_flags() -> None:
+    assert flags() == flags(sequence_parallel=True) == Overlap()
+    assert flags(async_tensor_model_parallel_allreduce=False) == Overlap(reduce_input_grad=False)
+    nothing = flags(sequence_parallel=True, tp_comm_bulk_wgrad=False, tp_comm_bulk_dgrad=False)
+    assert nothing == Overlap(reduce_input_grad=False, gather_input=False)
+    pieces = {"sequence_parallel": True, "tp_comm_overlap": True}
+    assert flags(**pieces) == Overlap(gather_pieces=True, scatter_pieces=True)
+    assert flags(**pieces, tp_comm_overlap_ag=False) == Overlap(scatter_pieces=True)
+    assert flags(**pieces, tp_comm_overlap_rs=False) == Overlap(gather_pieces=True)
+    assert flags(**pieces, tp_comm_overlap_rs_dgrad=True) == Overlap(
+        gather_pieces=True, scatter_pieces=True, scatter_grad_pieces=True
+    )
+    without = flags(sequence_parallel=True, tp_comm_overlap_rs_dgrad=True)
+    assert without == Overlap()

@@ -124,7 +124,7 @@ def build_parallel_model(
             stage,
             groups.tp,
             sequence_parallel=parallel.sequence_parallel,
-            overlap=_overlap(parallel),
+            overlap=Overlap.from_flags(parallel),
             store=store,
         )
         apply_context_parallel(stage, groups.cp, comm_type=parallel.cp_comm_type)
@@ -171,17 +171,6 @@ def stage_layers(
         standalone_embedding=parallel.standalone_embedding_stage,
     )
     return {number: division[stage] for number, stage in plan.local.items()}
-
-
-def _overlap(parallel: ParallelConfig) -> Overlap:
-    pieces = parallel.tp_comm_overlap
-    scatter = pieces and parallel.tp_comm_overlap_rs
-    return Overlap(
-        reduce_input_grad=parallel.async_tensor_model_parallel_allreduce,
-        gather_pieces=pieces and parallel.tp_comm_overlap_ag,
-        scatter_pieces=scatter,
-        scatter_grad_pieces=scatter,
-    )
 
 
 def _tied_here(stages: Mapping[int, GPTModel]) -> dict[GPTModel, GPTModel]:

@@ -102,6 +102,24 @@ class ParallelConfig:
         default=True,
         help="with --tp-comm-overlap: do not pipeline product and reduce-scatter",
     )
+    tp_comm_overlap_rs_dgrad: bool = flag(
+        "--tp-comm-overlap-rs-dgrad",
+        default=False,
+        help="with --tp-comm-overlap: reduce-scatter input gradients in a pipeline with the "
+        "product that makes them, not beside the weight gradient",
+    )
+    tp_comm_bulk_dgrad: bool = flag(
+        "--disable-tp-comm-bulk-dgrad",
+        default=True,
+        help="with --sequence-parallel: gather inputs again before, not during, the "
+        "input-gradient product",
+    )
+    tp_comm_bulk_wgrad: bool = flag(
+        "--disable-tp-comm-bulk-wgrad",
+        default=True,
+        help="with --sequence-parallel: reduce-scatter input gradients before, not during, the "
+        "weight-gradient product",
+    )
     cp_comm_type: str = flag(
         "--cp-comm-type",
         default="p2p",

@@ -29,6 +29,7 @@ from megacore.parallel.collectives import (
     start_all_reduce,
     start_reduce_scatter,
 )
+from megacore.parallel.config import ParallelConfig
 from megacore.parallel.groups import Group
 from megacore.parallel.pieces import SEQUENCE, gather_product, product_scatter
 from megacore.parallel.weight_grad import WeightGradStore, weight_gradient
@@ -54,6 +55,21 @@ class Overlap:
     gather_pieces: bool = False
     scatter_pieces: bool = False
     scatter_grad_pieces: bool = False
+
+    @classmethod
+    def from_flags(cls, parallel: ParallelConfig) -> Overlap:
+        """What the flags of tensor parallelism ask for."""
+        background = parallel.async_tensor_model_parallel_allreduce
+        if parallel.sequence_parallel:
+            background = parallel.tp_comm_bulk_wgrad
+        pieces = parallel.tp_comm_overlap
+        return cls(
+            reduce_input_grad=background,
+            gather_input=parallel.tp_comm_bulk_dgrad,
+            gather_pieces=pieces and parallel.tp_comm_overlap_ag,
+            scatter_pieces=pieces and parallel.tp_comm_overlap_rs,
+            scatter_grad_pieces=pieces and parallel.tp_comm_overlap_rs_dgrad,
+        )
 
 
 OVERLAP = Overlap()

@@ -11,13 +11,12 @@ Recomputation in Large Transformer Models" (2022).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from megacore.errors import UsageError
@@ -143,31 +142,6 @@ def apply_tensor_parallel(
     if group.size > 1 and isinstance(model.loss, TokenLoss):
         model.loss = SplitTokenLoss(group, in_half=model.loss.in_half)
     return layouts
-
-
-def reduce_partial_grads(
-    grads: Mapping[str, Tensor], layouts: Mapping[str, ParamLayout], group: Group
-) -> None:
-    """Sum, in place, the gradients of which each tensor-parallel process computed a part.
-
-    One all-reduce per dtype. To be called once per step, before the norm of the gradients.
-
-    Args:
-        grads: Parameter name -> gradient sum; the same names in the same order everywhere.
-        layouts: Says which are partial.
-        group: The tensor-parallel processes.
-    """
-    if group.size == 1:
-        return
-    by_dtype: dict[torch.dtype, list[Tensor]] = {}
-    for name, grad in grads.items():
-        if layouts[name].partial_grad:
-            by_dtype.setdefault(grad.dtype, []).append(grad)
-    for parts in by_dtype.values():
-        flat = torch.cat([part.flatten() for part in parts])
-        group.all_reduce(flat)
-        for part, total in zip(parts, flat.split([p.numel() for p in parts]), strict=True):
-            part.copy_(total.view(part.shape))
 
 
 class _SlicedPositions:
