@@ -59,7 +59,7 @@ cpp-test: build
 
 .PHONY: test
 test: cpp-test ## Build and run the C++ and the Python tests
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -m "not gpu and not slow"
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -m "not gpu and not slow and not all_layouts"
 
 # Own build folders: sanitizers change every object. The thread sanitizer runs what has threads; the
 # emulation of CUDA has checks of its own.
@@ -81,6 +81,10 @@ sanitize: $(VENV)/.stamp ## C++ tests under the address, undefined-behaviour and
 .PHONY: test-slow
 test-slow: build ## The tests that take minutes (packaging in clean environments)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m "slow and not gpu"
+
+.PHONY: test-all
+test-all: build ## The tests of every layout of processes too (an hour on two cores)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) -m "not gpu and not slow"
 
 .PHONY: gpu-test
 gpu-test: build ## GPU tests and GPU benchmarks; says so and stops where there is no GPU

@@ -138,13 +138,14 @@ class _DeferredLinear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, store: WeightGradStore
     ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.store = store
+        ctx.save_for_backward(x)
+        # Not saved: recompute would give back a copy, whose gradient nobody looks at.
+        ctx.weight, ctx.store = weight, store
         return F.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        (x,), weight = ctx.saved_tensors, ctx.weight
         dx = dy @ weight if ctx.needs_input_grad[0] else None
         dweight = dbias = None
         if ctx.needs_input_grad[2]:

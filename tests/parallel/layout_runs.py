@@ -1,0 +1,79 @@
+"""Runs of a few training steps in any layout, with all that they leave behind."""
+
+from __future__ import annotations
+
+import io
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+
+import torch
+from torch import Tensor
+from training_worlds import groups_of, run_config
+
+from megacore.checkpoint.pieces import Part, Piece, assemble
+from megacore.parallel.groups import Group
+from megacore.training.checkpoint_parts import model_parts, optimizer_parts
+from megacore.training.live_view import Screen
+from megacore.training.setup import Setup
+from megacore.training.signals import TermSignal
+
+
+@dataclass
+class Stepped:
+    """What a run left on one process.
+
+    Attributes:
+        losses: Of each step, as the process was told.
+        norms: Of the gradient of each step.
+        pieces: What the process would write into a checkpoint.
+    """
+
+    losses: list[float]
+    norms: list[float]
+    pieces: list[tuple[Piece, Tensor]]
+
+
+def step_here(world: Group | None, flags: str, dtype: str) -> Stepped:
+    """Train for `--train-iters` steps in this process, as one of `world`.
+
+    Args:
+        world: All processes, None for a run of one.
+        flags: Added to those of the small run.
+        dtype: Of parameters and activations.
+    """
+    run = run_config(flags, 1 if world is None else world.size)
+    groups = groups_of(world, run)
+    losses, norms = [], []
+    with ExitStack() as stack:
+        setup = Setup(
+            run,
+            groups=groups,
+            device=torch.device("cpu"),
+            stack=stack,
+            screen=Screen(live=False, stream=io.StringIO(), silent=True),
+            term=TermSignal(save_and_exit=False),
+            started=datetime.now(),
+            dtype=getattr(torch, dtype),
+        )
+        trainer = setup.build()
+        trainer.begin()
+        while not trainer.is_finished:
+            trainer.choose_batch_size()
+            outcome = trainer.run_step()
+            losses.append(outcome.losses["lm loss"])
+            norms.append(outcome.grad_norm or 0.0)
+        learner = trainer.learner
+        parts: list[Part] = [*model_parts(learner, groups), *optimizer_parts(learner, groups)]
+        pieces = [(part.piece, part.data.reshape(-1).clone()) for part in parts]
+        trainer.close()
+    return Stepped(losses, norms, pieces)
+
+
+def full_state(results: list[Stepped]) -> dict[str, Tensor]:
+    """Weights and optimizer state of the whole model, by name."""
+    found: dict[str, list[tuple[Piece, Tensor]]] = {}
+    for result in results:
+        for piece, data in result.pieces:
+            found.setdefault(piece.layout.name, []).append((piece, data))
+    return {name: assemble(pieces) for name, pieces in found.items()}

@@ -1,0 +1,80 @@
+"""A run that is interrupted and goes on in another layout is the run that was not interrupted."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+from training_worlds import Trained, full_weights, train_here
+from worker_pool import WorkerPools
+
+from megacore.checkpoint import load_checkpoint
+
+LENGTH = "--train-iters 6 --lr-decay-iters 6 --swiglu --group-query-attention --num-query-groups 2"
+LAYOUTS = {
+    "single": (1, ""),
+    "dp2-sharded": (2, "--use-distributed-optimizer"),
+    "pp2": (2, "--pipeline-model-parallel-size 2"),
+    "tp2-sp-dp2-sharded-overlapped": (
+        4,
+        "--tensor-model-parallel-size 2 --sequence-parallel --use-distributed-optimizer "
+        "--overlap-grad-reduce --overlap-param-gather",
+    ),
+    "tp2-pp2-zb-v": (
+        4,
+        "--tensor-model-parallel-size 2 --pipeline-model-parallel-size 2 --pipeline-schedule zb-v",
+    ),
+    "cp2-dp2-sharded": (4, "--context-parallel-size 2 --use-distributed-optimizer"),
+}
+CHANGES = [
+    ("single", "tp2-sp-dp2-sharded-overlapped"),
+    ("tp2-sp-dp2-sharded-overlapped", "pp2"),
+    ("pp2", "single"),
+    ("tp2-pp2-zb-v", "dp2-sharded"),
+    ("dp2-sharded", "tp2-pp2-zb-v"),
+    ("cp2-dp2-sharded", "cp2-dp2-sharded"),
+]
+
+
+def run(world: WorkerPools, layout: str, flags: str, dtype: str | None) -> list[Trained]:
+    size, layout_flags = LAYOUTS[layout]
+    line = f"{LENGTH} {layout_flags} {flags}"
+    if size == 1:
+        return [train_here(None, line, dtype)]
+    return world(size).run(train_here, line, dtype)
+
+
+@functools.cache
+def uninterrupted(untie: str, dtype: str) -> dict[str, torch.Tensor]:
+    return full_weights([train_here(None, f"{LENGTH} {untie}", dtype)])
+
+
+@pytest.mark.parametrize(("before", "after"), CHANGES)
+@pytest.mark.parametrize("untie", ["", "--untie-embeddings-and-output-weights"])
+def test_resume_in_another_layout(
+    world: WorkerPools, tmp_path: Path, before: str, after: str, untie: str
+) -> None:
+    run(world, before, f"{untie} --save {tmp_path} --save-interval 3 --exit-interval 3", "float64")
+    assert load_checkpoint(tmp_path).iteration == 3
+    resumed = run(world, after, f"{untie} --load {tmp_path}", "float64")
+    assert "at iteration 3" in resumed[0].printed
+    expected, found = uninterrupted(untie, "float64"), full_weights(resumed)
+    assert expected.keys() == found.keys()
+    for name, weight in expected.items():
+        error = (found[name] - weight).norm() / weight.norm().clamp_min(1e-30)
+        assert error < 1e-10, name
+
+
+@pytest.mark.parametrize("layout", ["tp2-sp-dp2-sharded-overlapped", "tp2-pp2-zb-v"])
+def test_resume_in_the_same_layout_is_bitwise_with_dropout(
+    world: WorkerPools, tmp_path: Path, layout: str
+) -> None:
+    dropout = "--attention-dropout 0.1 --hidden-dropout 0.1 --bf16"
+    whole = run(world, layout, dropout, None)
+    run(world, layout, f"{dropout} --save {tmp_path} --save-interval 2 --exit-interval 4", None)
+    resumed = run(world, layout, f"{dropout} --load {tmp_path}", None)
+    for one, other in zip(whole, resumed, strict=True):
+        for name, (_, weight) in one.weights.items():
+            assert torch.equal(weight, other.weights[name][1]), name
