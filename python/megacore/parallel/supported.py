@@ -17,7 +17,6 @@ UNSUPPORTED: Mapping[str, str] = {
     "align_param_gather": "not there yet",
     "data_parallel_sharding_strategy": "not there yet",
     "num_distributed_optimizer_instances": "not there yet",
-    "simulate_world": "not there yet",
 }
 
 # Flags that change nothing in a run of one process.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from megacore.errors import EXIT_OK
 from megacore.training.run_config import RunConfig, parse_run
 
 
@@ -28,6 +29,12 @@ def main(argv: list[str]) -> int:
     """Entry of the verb `train`."""
     run, origins = parse_run(argv, read_checkpoint=checkpoint_arguments)
     # Only a valid command line pays for loading the training stack.
+    if run.parallel.simulate_world is not None:
+        from megacore.planning.simulate_world import simulate_world
+        from megacore.planning.world_text import format_world
+
+        print(format_world(simulate_world(run)))
+        return EXIT_OK
     from megacore.training.pretrain import pretrain
 
     return pretrain(run, origins)
