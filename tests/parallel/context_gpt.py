@@ -12,7 +12,7 @@ from megacore.data.loader import Batch
 from megacore.models.config import ModelConfig, RecomputeConfig
 from megacore.models.gpt import GPTModel
 from megacore.models.initialization import init_weights
-from megacore.parallel.context import CommType, apply_context_parallel, local_batch
+from megacore.parallel.context import apply_context_parallel, local_batch
 from megacore.parallel.groups import Group
 
 VOCAB, PADDED_VOCAB, BATCH, LENGTH = 101, 128, 3, 24
@@ -74,7 +74,7 @@ def train(
     group: Group,
     changes: dict[str, Any],
     *,
-    comm_type: CommType = "p2p",
+    comm_type: str = "p2p",
     packed: bool = False,
     dtype: torch.dtype = torch.float64,
     recompute: RecomputeConfig | None = None,

@@ -24,7 +24,7 @@ parallel sizes and kinds: no rank draws those of another.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +37,6 @@ from megacore.parallel.context_exchange import gather_heads, gather_tokens
 from megacore.parallel.context_plan import local_part, ring_plan
 from megacore.parallel.context_ring import Ring, ring_attention
 from megacore.parallel.groups import Group
-
-CommType = Literal["p2p", "a2a"]
 
 
 class RingAttention(nn.Module):
