@@ -11,11 +11,11 @@ namespace megacore::comm {
 
 /// The network between `num_ranks` threads.
 ///
-/// Every message takes a time that is drawn from `seed`, its channel and its place in the channel, so
-/// that messages of different channels overtake each other in the same way in every run. A send is
-/// finished when its message arrived and its receive was posted. The k-th receive of a channel must
-/// name the message of the k-th send, which is the order that NCCL needs; anything else is an error
-/// on both sides.
+/// Every message takes a time that is drawn from `seed`, its channel and its place in the channel,
+/// so that messages of different channels overtake each other in the same way in every run. A send
+/// is finished when its message arrived and its receive was posted. The k-th receive of a channel
+/// must name the message of the k-th send, which is the order that NCCL needs; anything else is an
+/// error on both sides.
 class ThreadWorld {
 public:
     struct Options {

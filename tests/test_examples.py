@@ -1,0 +1,33 @@
+"""The example scripts: each command line holds for the number of processes that it names."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parent.parent / "examples" / "gpt"
+SCRIPTS = sorted(p for p in FOLDER.glob("*.sh") if p.name not in ("launch.sh", "slurm.sh"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_example_passes_the_simulation_that_it_names(script: Path) -> None:
+    world = re.search(r"--simulate-world (\d+)", script.read_text())
+    assert world is not None
+    done = subprocess.run(
+        [script, "--simulate-world", world.group(1)],
+        env={"PYTHON": sys.executable, "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "reduce_scatter" in done.stdout
+
+
+def test_there_are_scripts() -> None:
+    assert len(SCRIPTS) >= 13
