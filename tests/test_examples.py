@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+# Seconds each on a quiet machine, a minute in all.
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).resolve().parent.parent / "examples" / "gpt"
 SCRIPTS = sorted(p for p in FOLDER.glob("*.sh") if p.name not in ("launch.sh", "slurm.sh"))
 
