@@ -250,6 +250,14 @@ WORLDS: dict[str, list[tuple[str, int]]] = {
         ("--num-distributed-optimizer-instances 2", 2),
         ("--num-distributed-optimizer-instances 3 --use-distributed-optimizer", 4),
     ],
+    "MC0933": [
+        (f"{PIPELINE} --pipeline-schedule zb-h1 --data-parallel-sharding-strategy optim_grads", 4),
+        (
+            f"{PIPELINE} --pipeline-schedule zb-h2 "
+            "--data-parallel-sharding-strategy optim_grads_params",
+            4,
+        ),
+    ],
 }
 # Faults of processes that meet: tests/parallel/test_startup.py.
 AT_START_UP = {"MC0905", "MC0906", "MC0907"}

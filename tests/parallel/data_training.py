@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megacore.models.config import ModelConfig
+from megacore.models.config import ModelConfig, RecomputeConfig
 from megacore.models.gpt import GPTModel
 from megacore.models.initialization import init_weights
 from megacore.optim import Optimizer, Rates, build_optimizer
@@ -32,6 +32,7 @@ class Case:
     optimizer: dict[str, Any] = field(default_factory=dict)
     precision: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
+    recompute: RecomputeConfig | None = None
     steps: int = 5
     frozen: str | None = None
     per_token: bool = False
@@ -54,10 +55,12 @@ class Result:
     params_norm: float = 0.0
 
 
-def data_parallel_groups(group: Group | None) -> ParallelGroups:
+def data_parallel_groups(group: Group | None, **others: Group) -> ParallelGroups:
     """Groups of a run in which all processes are replicas."""
     groups = single_process_groups()
-    return groups if group is None else replace(groups, world=group, dp=group, dp_cp=group)
+    if group is None:
+        return groups
+    return replace(groups, world=group, dp=group, dp_cp=group, **others)
 
 
 def build_model(case: Case) -> GPTModel:
@@ -72,7 +75,9 @@ def build_model(case: Case) -> GPTModel:
         "init_method_std": 0.2,
     }
     config = ModelConfig(**sizes | case.model).resolved()
-    model = GPTModel(config, padded_vocab_size=VOCABULARY, dtype=case.dtype)
+    model = GPTModel(
+        config, padded_vocab_size=VOCABULARY, recompute=case.recompute, dtype=case.dtype
+    )
     init_weights(model, config, seed=7)
     for name, param in model.named_parameters():
         if case.frozen is not None and case.frozen in name:
@@ -80,13 +85,13 @@ def build_model(case: Case) -> GPTModel:
     return model
 
 
-def build(case: Case, group: Group | None) -> tuple[GPTModel, Optimizer]:
+def build(case: Case, group: Group | None, **others: Group) -> tuple[GPTModel, Optimizer]:
     model = build_model(case)
     optimizer = build_optimizer(
         [model],
         optimizer=OptimizerConfig(**OPTIMIZER | case.optimizer),
         precision=PrecisionConfig(**case.precision),
-        groups=data_parallel_groups(group),
+        groups=data_parallel_groups(group, **others),
         parallel=ParallelConfig(world_size=1 if group is None else group.size, **case.parallel),
         average_gradients=not case.per_token,
     )
@@ -113,11 +118,16 @@ def gradients(optimizer: Optimizer, group: Group | None) -> dict[str, Tensor]:
 
 
 def train(
-    group: Group | None, case: Case, start: tuple[GPTModel, Optimizer, int] | None = None
+    group: Group | None,
+    case: Case,
+    *,
+    start: tuple[GPTModel, Optimizer, int] | None = None,
+    groups: dict[str, Group] | None = None,
 ) -> Result:
     """Trains from the first step, or goes on with a model and optimizer from a later one."""
     rank, size = (0, 1) if group is None else (group.rank, group.size)
-    model, optimizer, first = start or (*build(case, group), 0)
+    model, optimizer, first = start or (*build(case, group, **(groups or {})), 0)
+    shard = (groups or {}).get("shard", group)
     result = Result()
     for step in range(first, case.steps):
         optimizer.zero_grad()
@@ -130,9 +140,13 @@ def train(
                 optimizer.last_microbatch(0)
             optimizer.backward(loss)
             result.losses.append(loss.detach())
+        if case.announce:
+            # As a pipeline does, which knows that nothing comes any more.
+            for param in model.parameters():
+                optimizer.ready(param)
         optimizer.finish_gradients()
         if step == 0:
-            result.grads = gradients(optimizer, group)
+            result.grads = gradients(optimizer, shard)
         divisor = GLOBAL_BATCH * LENGTH if case.per_token else 1.0
         done = optimizer.step(Rates(0.01, 0.1), grad_divisor=divisor, count_zero_grads=True)
         result.norms.append(done.grad_norm)

@@ -127,4 +127,11 @@ PARALLEL_RULES: dict[str, Rule] = {
         "Choose a divisor of the number of replicas (times context parallelism), and "
         "`--use-distributed-optimizer`.",
     ),
+    "MC0933": Rule(
+        "Sharded gradients need a pipeline schedule with whole backward passes",
+        "They are reduced when the backward pass of a micro-batch has made them, which a schedule "
+        "that computes weight gradients later does not tell.",
+        "Choose `--pipeline-schedule` 1f1b, gpipe or interleaved, or "
+        "`--data-parallel-sharding-strategy optim`.",
+    ),
 }

@@ -16,12 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from megacore import _C
 from megacore.optim.groups import GroupKey, TrainedParam
 from megacore.parallel.groups import Group
 
@@ -113,7 +111,14 @@ class Bucket:
         grad_is_leaf: Whether `param.grad` are views of `grad`.
         counted: Ranges of the own part that norms and counts of this process take.
         num_padding: Elements in them that belong to no parameter.
+        shares_parameters: Whether `model` is here only while it is used.
+        is_here: Whether `model` has memory now.
+        has_open_sums: Whether `grad` has memory now.
     """
+
+    shares_parameters = False
+    is_here = True
+    has_open_sums = True
 
     def __init__(
         self,
@@ -170,6 +175,11 @@ class Bucket:
     def own_grad(self) -> Tensor:
         """[n / d] own part of `grad`."""
         return self.grad[self.own]
+
+    @property
+    def stores_main(self) -> bool:
+        """Whether the main parameters have more to say than the model's."""
+        return self.main.dtype != self.model.dtype
 
     def views(self, flat: Tensor) -> Iterator[tuple[TrainedParam, Tensor]]:
         """Each parameter and its view of a tensor laid out like `model`."""
@@ -248,121 +258,3 @@ def _counted(runs: Sequence[Run]) -> tuple[tuple[slice, ...], int]:
         else:
             parts.append(run.part)
     return tuple(parts), sum(run.num_padding for run in runs if run.treatment.counted)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BufferRules:
-    """How buffers are made.
-
-    Attributes:
-        bucket_size: A bucket ends when it has this many elements; 0: one bucket per buffer.
-        num_shards: Processes that share the optimizer state.
-        shard: This process among them.
-        half_gradients: Sum the gradients of float16 parameters in float16, not in float32.
-    """
-
-    bucket_size: int = 0
-    num_shards: int = 1
-    shard: int = 0
-    half_gradients: bool = False
-
-    def grad_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """In which dtype gradients of parameters of `dtype` are summed."""
-        if dtype in FULL_PRECISION or (dtype == torch.float16 and self.half_gradients):
-            return dtype
-        return torch.float32
-
-
-def build_buckets(params: Sequence[TrainedParam], rules: BufferRules) -> list[Bucket]:
-    """Moves the parameters of one chunk into buffers.
-
-    Args:
-        params: In the order of the model.
-        rules: How the buffers are made.
-
-    Returns:
-        The buckets, in the order in which backward completes them.
-
-    Raises:
-        ValueError: Parameters of one dtype are on several devices.
-    """
-    by_dtype: dict[torch.dtype, list[TrainedParam]] = {}
-    for param in reversed(params):
-        by_dtype.setdefault(param.param.dtype, []).append(param)
-    return [bucket for group in by_dtype.values() for bucket in _build_buffer(group, rules)]
-
-
-def _build_buffer(params: Sequence[TrainedParam], rules: BufferRules) -> list[Bucket]:
-    """One buffer, of parameters of one dtype, and its buckets."""
-    dtype, device = params[0].param.dtype, params[0].param.device
-    elsewhere = [f"{p.name} on {p.param.device}" for p in params if p.param.device != device]
-    if elsewhere:
-        raise ValueError(f"parameters of one dtype must share {device}: {', '.join(elsewhere)}")
-    treatments = sorted({Treatment.of(p) for p in params}, key=lambda t: t.order)
-    plan = _C.comm.plan_buckets(
-        numels=[p.param.numel() for p in params],
-        keys=[treatments.index(Treatment.of(p)) for p in params],
-        units=list(range(len(params))),
-        alone=[p.tied is not None or p.is_shared for p in params],
-        max_elements=rules.bucket_size,
-        num_shards=rules.num_shards,
-    )
-    grad_dtype = rules.grad_dtype(dtype)
-    main_dtype = dtype if dtype in FULL_PRECISION else torch.float32
-    model = torch.zeros(plan.size, dtype=dtype, device=device)
-    grad = torch.zeros(plan.size, dtype=grad_dtype, device=device)
-    own_size = plan.size // rules.num_shards
-    main = None if main_dtype == dtype else torch.zeros(own_size, dtype=main_dtype, device=device)
-    main_grad = (
-        None if main_dtype == grad_dtype else torch.zeros(own_size, dtype=main_dtype, device=device)
-    )
-    buckets, own_start = [], 0
-    for bucket_idx in range(plan.num_buckets):
-        begin, end = plan.bucket_range(bucket_idx)
-        first, last = plan.shard(bucket_idx, rules.shard)
-        own = slice(first - begin, last - begin)
-        held = slice(own_start, own_start + last - first)
-        own_start = held.stop
-        members = plan.bucket_params(bucket_idx)
-        bucket = Bucket(
-            [params[i] for i in members],
-            [plan.param_range(i)[0] - begin for i in members],
-            model=model[begin:end],
-            grad=grad[begin:end],
-            own=own,
-            main=model[first:last] if main is None else main[held],
-            main_grad=grad[first:last] if main_grad is None else main_grad[held],
-            main_is_model=main is None,
-            runs=_runs(plan, bucket_idx, (first, last), treatments),
-            pieces=_pieces(plan, bucket_idx, (first, last), params),
-        )
-        with torch.no_grad():
-            for param, view in bucket.views(bucket.model):
-                view.copy_(param.param)
-                param.param.data = view
-            bucket.refresh_main()
-        buckets.append(bucket)
-    return buckets
-
-
-def _runs(
-    plan: Any, bucket_idx: int, own: tuple[int, int], treatments: Sequence[Treatment]
-) -> list[Run]:
-    pieces = plan.pieces(bucket_idx, own)
-    runs = []
-    for treatment_idx, begin, end in plan.runs(bucket_idx, own):
-        used = sum(last - first for _, first, last in pieces if begin <= first and last <= end)
-        part = slice(begin - own[0], end - own[0])
-        runs.append(Run(part, treatments[treatment_idx], end - begin - used))
-    return runs
-
-
-def _pieces(
-    plan: Any, bucket_idx: int, own: tuple[int, int], params: Sequence[TrainedParam]
-) -> list[OwnPiece]:
-    found = []
-    for index, begin, end in plan.pieces(bucket_idx, own):
-        start = begin - plan.param_range(index)[0]
-        part = slice(begin - own[0], end - own[0])
-        found.append(OwnPiece(params[index], start, end - begin, part))
-    return found

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from megacore.errors import UsageError
-from megacore.optim.buffers import Bucket, BufferRules, build_buckets
+from megacore.optim.buffers import Bucket
 from megacore.optim.config import OptimizerConfig, PrecisionConfig
 from megacore.optim.groups import Chunk, GroupRule, default_rule, trained_parameters
+from megacore.optim.layout import BufferRules, build_buckets
 from megacore.optim.loss_scale import build_loss_scale
 from megacore.optim.optimizer import Optimizer, Reductions
+from megacore.optim.shared_bucket import SharedBucket
 from megacore.optim.updates import build_update
 from megacore.parallel.config import ParallelConfig
 from megacore.parallel.data import (
@@ -23,7 +25,8 @@ from megacore.parallel.data import (
 )
 from megacore.parallel.groups import ParallelGroups, single_process_groups
 from megacore.parallel.layout import ParamLayout
-from megacore.parallel.units import wait_before_use
+from megacore.parallel.sharded_data import GradientScatter, ParameterShards
+from megacore.parallel.units import gather_while_used, units, wait_before_use
 
 
 def build_optimizer(
@@ -73,37 +76,51 @@ def build_optimizer(
     data = data_groups(groups, parallel)
     rules = _buffer_rules(data, parallel, precision)
     by_chunk = [
-        build_buckets([p for p in params if p.chunks[0] == chunk_idx], rules)
-        for chunk_idx in range(len(models))
+        build_buckets(
+            [p for p in params if p.chunks[0] == chunk_idx],
+            rules,
+            _units(model) if rules.share_parameters else None,
+        )
+        for chunk_idx, model in enumerate(models)
     ]
-    buckets = [bucket for chunk in by_chunk for bucket in chunk]
-    gradients = _gradient_sync(by_chunk, data, parallel, average=average_gradients)
-    notify = gradients.added if gradients.overlap else None
-    for bucket in buckets:
-        bucket.watch_gradients(notify=notify)
-    # Forward goes through the buckets of a chunk backwards.
-    parameters = ParameterSync([b for chunk in by_chunk for b in reversed(chunk)], data.shard)
-    overlap_gather = parallel.overlap_param_gather and data.shard.size > 1
-    if overlap_gather:
-        _wait_before_use(models, buckets, parameters)
+    shared = [[b for b in chunk if isinstance(b, SharedBucket)] for chunk in by_chunk]
+    if rules.share_gradients:
+        reductions = _sharing_reductions(
+            models, shared, groups, data, parallel, average=average_gradients
+        )
+    else:
+        reductions = _reductions(
+            models, by_chunk, groups, data, parallel, average=average_gradients
+        )
     return Optimizer(
-        buckets,
+        [bucket for chunk in by_chunk for bucket in chunk],
         update=build_update(optimizer),
         loss_scale=build_loss_scale(precision),
         clip_grad=optimizer.clip_grad,
-        reductions=Reductions(
-            groups=groups,
-            data=data,
-            gradients=gradients,
-            parameters=parameters,
-            overlap_gather=overlap_gather,
-        ),
+        reductions=reductions,
     )
+
+
+def _units(model: Chunk) -> dict[int, tuple[int, bool]]:
+    """id of a parameter -> number of its part of the model, and whether that is a layer."""
+    found: dict[int, tuple[int, bool]] = {}
+    for number, unit in enumerate(units(_module(model))):
+        for param in unit.parameters():
+            found.setdefault(id(param), (number, unit.is_layer))
+    return found
+
+
+def _module(model: Chunk) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise UsageError("gathering parameters during forward needs modules, not parameters")
+    return model
 
 
 def _buffer_rules(
     data: DataGroups, parallel: ParallelConfig, precision: PrecisionConfig
 ) -> BufferRules:
+    # A group of one shares nothing.
+    strategy = parallel.data_parallel_sharding_strategy if data.shard.size > 1 else "no_shard"
     bucket_size = 0
     if data.size > 1:
         bucket_size = parallel.ddp_bucket_size or default_bucket_size(data.size)
@@ -112,6 +129,87 @@ def _buffer_rules(
         num_shards=data.shard.size,
         shard=data.shard.rank,
         half_gradients=not precision.accumulate_allreduce_grads_in_fp32,
+        share_gradients=strategy in ("optim_grads", "optim_grads_params"),
+        share_parameters=strategy == "optim_grads_params",
+    )
+
+
+def _reductions(
+    models: Sequence[Chunk],
+    by_chunk: Sequence[Sequence[Bucket]],
+    groups: ParallelGroups,
+    data: DataGroups,
+    parallel: ParallelConfig,
+    *,
+    average: bool,
+) -> Reductions:
+    """What is exchanged when every process has all gradients and parameters."""
+    buckets = [bucket for chunk in by_chunk for bucket in chunk]
+    gradients = _gradient_sync(by_chunk, data, parallel, average=average)
+    notify = gradients.added if gradients.overlap else None
+    for bucket in buckets:
+        bucket.watch_gradients(notify=notify)
+    # Forward goes through the buckets of a chunk backwards.
+    parameters = ParameterSync([b for chunk in by_chunk for b in reversed(chunk)], data.shard)
+    overlap_gather = parallel.overlap_param_gather and data.shard.size > 1
+    if overlap_gather:
+        bucket_of = {id(param): bucket for bucket in buckets for param in bucket.parameters}
+        for model in models:
+            wait_before_use(_module(model), bucket_of, parameters)
+    return Reductions(
+        groups=groups,
+        data=data,
+        gradients=gradients,
+        parameters=parameters,
+        overlap_gather=overlap_gather,
+    )
+
+
+def _sharing_reductions(
+    models: Sequence[Chunk],
+    by_chunk: Sequence[Sequence[SharedBucket]],
+    groups: ParallelGroups,
+    data: DataGroups,
+    parallel: ParallelConfig,
+    *,
+    average: bool,
+) -> Reductions:
+    """What is exchanged when each process keeps a part of the gradients, perhaps of parameters."""
+    buckets = [bucket for chunk in by_chunk for bucket in chunk]
+    parameters: ParameterSync | ParameterShards
+    shards = None
+    if buckets[0].shares_parameters:
+        parameters = shards = ParameterShards(
+            [list(reversed(chunk)) for chunk in by_chunk],
+            data.shard,
+            prefetch=parallel.overlap_param_gather,
+        )
+        bucket_of = {id(param): bucket for bucket in buckets for param in bucket.parameters}
+        for model in models:
+            gather_while_used(_module(model), bucket_of, shards)
+    else:
+        parameters = ParameterSync([b for chunk in by_chunk for b in reversed(chunk)], data.shard)
+        if parallel.overlap_param_gather:
+            bucket_of = {id(param): bucket for bucket in buckets for param in bucket.parameters}
+            for model in models:
+                wait_before_use(_module(model), bucket_of, parameters)
+    gradients = GradientScatter(
+        buckets,
+        data=data,
+        average=average,
+        average_in_collective=parallel.ddp_average_in_collective,
+        overlap=parallel.overlap_grad_reduce,
+        shards=shards,
+    )
+    for bucket in buckets:
+        for param in bucket.parameters:
+            param.register_post_accumulate_grad_hook(gradients.added)
+    return Reductions(
+        groups=groups,
+        data=data,
+        gradients=gradients,
+        parameters=parameters,
+        overlap_gather=shards is not None or parallel.overlap_param_gather,
     )
 
 
@@ -133,15 +231,3 @@ def _gradient_sync(
         average_in_collective=parallel.ddp_average_in_collective,
         overlap=parallel.overlap_grad_reduce,
     )
-
-
-def _wait_before_use(
-    models: Sequence[Chunk], buckets: Sequence[Bucket], parameters: ParameterSync
-) -> None:
-    """Makes each part of the models wait for the buckets of its parameters."""
-    modules = [model for model in models if isinstance(model, nn.Module)]
-    if len(modules) != len(models):
-        raise UsageError("gathering parameters during forward needs modules, not parameters")
-    bucket_of = {id(param): bucket for bucket in buckets for param in bucket.parameters}
-    for module in modules:
-        wait_before_use(module, bucket_of, parameters)

@@ -55,6 +55,10 @@ class MemoryReport:
         )
 
 
+def _gradients(bucket: Bucket) -> tuple[Tensor, ...]:
+    return (bucket.grad, bucket.own_grad) if bucket.has_open_sums else (bucket.own_grad,)
+
+
 def memory_report(buckets: Iterable[Bucket]) -> MemoryReport:
     """What the buckets hold now; memory that two tensors share is counted once, as the first."""
     # Not by address: what is planned on the meta device has none.
@@ -72,8 +76,8 @@ def memory_report(buckets: Iterable[Bucket]) -> MemoryReport:
     listed = list(buckets)
     return MemoryReport(
         num_params=sum(p.param.numel() for bucket in listed for p in bucket.params),
-        parameters=size(bucket.model for bucket in listed),
-        gradients=size(bucket.grad for bucket in listed),
+        parameters=size(bucket.model for bucket in listed if bucket.is_here),
+        gradients=size(g for bucket in listed for g in _gradients(bucket)),
         main_parameters=size(bucket.main for bucket in listed),
         main_gradients=size(bucket.main_grad for bucket in listed),
         state=size(tensor for bucket in listed for tensor in bucket.state.values()),

@@ -20,6 +20,7 @@ from megacore.optim.schedule import Rates
 from megacore.optim.updates import Flat, UpdateRule
 from megacore.parallel.data import DataGroups, GradientSync, ParameterSync
 from megacore.parallel.groups import Group, ParallelGroups
+from megacore.parallel.sharded_data import GradientScatter, ParameterShards
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,13 @@ class Reductions:
         data: Those with equal parameters.
         gradients: Sums gradients.
         parameters: Gathers parameters after the update.
-        overlap_gather: Gather them while the next forward runs.
+        overlap_gather: Gather them when the next forward needs them.
     """
 
     groups: ParallelGroups
     data: DataGroups
-    gradients: GradientSync
-    parameters: ParameterSync
+    gradients: GradientSync | GradientScatter
+    parameters: ParameterSync | ParameterShards
     overlap_gather: bool = False
 
 
@@ -196,7 +197,7 @@ class Optimizer:
             RuntimeError: A gradient was moved out of its buffer.
             UsageError: The rates lack one that the model needs.
         """
-        self.finish_params()
+        self._reductions.parameters.settle()
         self.finish_gradients()
         unscale = 1.0 / (self._loss_scale.scale * grad_divisor)
         squares, zeros = self._totals(lambda bucket: bucket.main_grad, zeros=count_zero_grads)
@@ -210,13 +211,12 @@ class Optimizer:
         self._step += 1
         for bucket in self.buckets:
             self._update_bucket(bucket, rates, grad_scale)
-        self._reductions.parameters.start()
-        if not self._reductions.overlap_gather:
-            self.finish_params()
+        self.publish_params()
         return StepResult(updated=True, grad_norm=grad_norm, num_zeros=num_zeros)
 
     def _update_bucket(self, bucket: Bucket, rates: Rates, grad_scale: float) -> None:
-        model = None if bucket.main_is_model else bucket.own_model
+        copied = not (bucket.main_is_model or bucket.shares_parameters)
+        model = bucket.own_model if copied else None
         flat = Flat(bucket.main, bucket.main_grad, model, bucket.state)
         for run in bucket.runs:
             key = run.treatment.key
@@ -257,11 +257,20 @@ class Optimizer:
         """L2 norm over the main parameters of the whole model."""
         return math.sqrt(self._totals(lambda bucket: bucket.main)[0])
 
+    def publish_params(self) -> None:
+        """Makes the updated parameters those of all processes; `step` calls it.
+
+        With `--overlap-param-gather` that happens until the next forward needs them.
+        """
+        self._reductions.parameters.start()
+        if not self._reductions.overlap_gather:
+            self.finish_params()
+
     def finish_params(self) -> None:
         """Waits until the parameters of the last step are here.
 
-        With `--overlap-param-gather` the forward of the model waits by itself; whatever else
-        reads parameters must call this first.
+        With `--overlap-param-gather` or sharded parameters the forward of the model takes care
+        of it; whatever else reads or writes parameters must call this first, on all processes.
         """
         self._reductions.parameters.finish()
 
@@ -275,11 +284,12 @@ class Optimizer:
         """Name and sum of the gradients of every parameter: views, in their shapes.
 
         With a sharded optimizer, after `finish_gradients`, only the own parts are sums over all
-        processes.
+        processes; with sharded gradients there is nothing to see.
         """
         for bucket in self.buckets:
-            for param, view in bucket.views(bucket.grad):
-                yield param.name, view
+            if bucket.has_open_sums:
+                for param, view in bucket.views(bucket.grad):
+                    yield param.name, view
 
     def memory_report(self) -> MemoryReport:
         """Bytes that this process holds for training."""
@@ -333,6 +343,11 @@ class Optimizer:
             )
         self._step = step
         self._loss_scale.load_state(scale)
+        with torch.no_grad():
+            for bucket in self.buckets:
+                # Their main parameters are not in the state: they are the model's in all but place.
+                if bucket.shares_parameters and not bucket.stores_main:
+                    bucket.refresh_main()
 
     @torch.no_grad()
     def load_tensors(self, tensors: Iterable[tuple[str, Tensor]]) -> None:

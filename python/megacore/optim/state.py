@@ -35,8 +35,8 @@ class StatePiece:
 
 
 def kinds(bucket: Bucket) -> dict[str, Tensor]:
-    """Kind of state -> own part of the bucket; main parameters unless they are the model's."""
-    main = {} if bucket.main_is_model else {MAIN_PARAM: bucket.main}
+    """Kind of state -> own part of the bucket; main parameters if more precise."""
+    main = {MAIN_PARAM: bucket.main} if bucket.stores_main else {}
     return {**main, **bucket.state}
 
 

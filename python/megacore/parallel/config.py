@@ -27,6 +27,8 @@ SCHEDULES = (
 )
 # Two stages on every rank, the second half of them in reverse order.
 V_SCHEDULES = ("zb-v", "v-half", "v-min", "dualpipev")
+# Weight gradients are computed apart from those of the inputs.
+SPLIT_SCHEDULES = ("zb-h1", "zb-h2", *V_SCHEDULES, "dualpipe")
 SHARDING_STRATEGIES = ("no_shard", "optim", "optim_grads", "optim_grads_params")
 
 
@@ -199,11 +201,6 @@ class ParallelConfig:
         default=False,
         help="reduce each bucket of gradients during backward",
     )
-    align_grad_reduce: bool = flag(
-        "--no-align-grad-reduce",
-        default=True,
-        help="stages start their reductions when each is ready, not together",
-    )
     ddp_bucket_size: int | None = flag(
         "--ddp-bucket-size",
         default=None,
@@ -220,11 +217,6 @@ class ParallelConfig:
         default=False,
         help="gather each bucket of parameters during forward; needs the distributed optimizer "
         "and --overlap-grad-reduce",
-    )
-    align_param_gather: bool = flag(
-        "--no-align-param-gather",
-        default=True,
-        help="stages start their gathers when each is ready, not together",
     )
     distributed_backend: str | None = flag(
         "--distributed-backend",
@@ -380,6 +372,14 @@ class ParallelConfig:
         if self.overlap_param_gather and not (self.shards_optimizer and self.overlap_grad_reduce):
             needs = "--use-distributed-optimizer and --overlap-grad-reduce too"
             yield fault("MC0931", {"--overlap-param-gather": ""}, allowed=needs)
+        pipelined = self.pipeline_model_parallel_size > 1
+        if strategy in ("optim_grads", "optim_grads_params") and pipelined:
+            name, file = self.schedule_name, self.pipeline_schedule_file
+            if file is not None or name in SPLIT_SCHEDULES:
+                shown = {"--data-parallel-sharding-strategy": strategy}
+                schedule = {"--pipeline-schedule": name, "--pipeline-schedule-file": file}
+                kept = {flag: value for flag, value in schedule.items() if value is not None}
+                yield fault("MC0933", {**shown, **kept}, allowed="1f1b, gpipe or interleaved")
         instances = self.num_distributed_optimizer_instances
         given: dict[str, object] = {"--num-distributed-optimizer-instances": instances}
         if instances > 1 and not self.shards_optimizer:

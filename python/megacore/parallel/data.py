@@ -52,6 +52,8 @@ def data_groups(groups: ParallelGroups, parallel: ParallelConfig) -> DataGroups:
     """
     if not parallel.shards_optimizer:
         return DataGroups(Group("shard", (groups.rank,)), groups.dp_cp)
+    if parallel.num_distributed_optimizer_instances > 1:
+        return DataGroups(groups.shard, groups.replica)
     return DataGroups(groups.dp_cp, Group("replica", (groups.rank,)))
 
 
@@ -233,6 +235,10 @@ class ParameterSync:
             self._works[id(bucket)] = self._group.all_gather(
                 bucket.model, bucket.own_model, async_op=True
             )
+
+    def settle(self) -> None:
+        """Waits for what is under way."""
+        self.finish()
 
     def wait(self, bucket: ParameterBucket) -> None:
         """Returns when the parameters of a bucket can be used."""

@@ -82,6 +82,12 @@ def group_ranks(
     grid = make_grid(parallel)
     ends = ends or pipeline_ends(parallel)
     ranks = {name: grid.group(axes, rank) for name, axes in _AXES.items()}
+    # Neighbours share an instance of the optimizer, so that gathers stay inside of a machine.
+    replicas = ranks["dp_cp"]
+    size = len(replicas) // parallel.num_distributed_optimizer_instances
+    instance, place = divmod(list(replicas).index(rank), size)
+    ranks["shard"] = replicas[instance * size : (instance + 1) * size]
+    ranks["replica"] = replicas[place::size]
     ranks["embedding"] = grid.pipeline_group([*ends.first, *ends.last], rank)
     ranks["position_embedding"] = grid.pipeline_group([*ends.first], rank)
     return {name: tuple(members) for name, members in ranks.items()}

@@ -338,6 +338,9 @@ class ParallelGroups:
         dp: Hold the same parameters and work on different samples.
         cp: Hold the same parameters and work on parts of the same sequences.
         dp_cp: dp and cp together: those whose gradients are summed.
+        shard: The part of dp_cp that shares one sharded optimizer: all of it, unless there are
+            several instances.
+        replica: The members of dp_cp with the same place in each instance.
         ep: Hold different experts.
         model: tp and pp together: one copy of the parameters.
         tp_cp: tp and cp together.
@@ -353,6 +356,8 @@ class ParallelGroups:
     dp: Group
     cp: Group
     dp_cp: Group
+    shard: Group
+    replica: Group
     ep: Group
     model: Group
     tp_cp: Group

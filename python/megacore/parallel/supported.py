@@ -13,10 +13,6 @@ from megacore.parallel.config import ParallelConfig
 # list with the code that reads it.
 UNSUPPORTED: Mapping[str, str] = {
     "expert_model_parallel_size": "there is no mixture-of-experts model yet",
-    "align_grad_reduce": "not there yet",
-    "align_param_gather": "not there yet",
-    "data_parallel_sharding_strategy": "not there yet",
-    "num_distributed_optimizer_instances": "not there yet",
 }
 
 # Flags that change nothing in a run of one process.
@@ -26,10 +22,9 @@ BETWEEN_PROCESSES = (
     "distributed_timeout_seconds",
     "use_distributed_optimizer",
     "data_parallel_sharding_strategy",
+    "num_distributed_optimizer_instances",
     "overlap_grad_reduce",
-    "align_grad_reduce",
     "overlap_param_gather",
-    "align_param_gather",
     "ddp_bucket_size",
     "ddp_average_in_collective",
     "async_tensor_model_parallel_allreduce",

@@ -28,7 +28,6 @@ from megacore.models.gpt import GPTModel
 from megacore.optim import MicrobatchCalculator
 from megacore.optim.memory import MemoryReport
 from megacore.parallel.apply import stage_layers
-from megacore.parallel.data import ParameterSync, data_groups
 from megacore.parallel.grid import PipelineEnds, make_grid
 from megacore.parallel.pipeline_plan import WHOLE_MODEL, StagePlan, run_schedule, stage_plan
 from megacore.parallel.random_streams import tensor_stream
@@ -250,6 +249,8 @@ def _build(
         for bucket in optimizer.buckets
         for tensor in (bucket.model, bucket.grad, bucket.main, bucket.main_grad)
     ]
+    # Sharded parameters are then gathered by the forward that is measured.
+    optimizer.publish_params()
     shape = _stage_shape(run)
     costs: dict[_Shape, StageCost] = {}
     for kept, stage in zip(kind.shapes, model.stages.values(), strict=True):
@@ -259,7 +260,7 @@ def _build(
             )
     traffic.take()
     optimizer.finish_gradients()
-    ParameterSync(optimizer.buckets, data_groups(groups, parallel).shard).start()
+    optimizer.publish_params()
     return _Built(kind, optimizer.memory_report(), costs, traffic.take())
 
 
