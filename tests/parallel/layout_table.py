@@ -35,7 +35,13 @@ RECOMPUTE = {
 SHARDING = {
     "none": "",
     "optim": "--use-distributed-optimizer",
+    "grads": "--data-parallel-sharding-strategy optim_grads",
+    "params": "--data-parallel-sharding-strategy optim_grads_params",
+    "halves": "--use-distributed-optimizer --num-distributed-optimizer-instances 2",
+    "params-halves": "--data-parallel-sharding-strategy optim_grads_params "
+    "--num-distributed-optimizer-instances 2",
 }
+WHOLE_BACKWARD = ("none", "1f1b", "gpipe", "interleaved")
 OVERLAP = {
     "none": "",
     "grads": "--overlap-grad-reduce --ddp-bucket-size 2000",
@@ -115,6 +121,8 @@ class Layout:
             groups % self.tp == 0,
             replicas > 1 or (self.sharding == "none" and self.overlap == "none"),
             self.overlap != "grads-params" or self.sharding != "none",
+            self.sharding in ("none", "optim", "halves") or self.schedule in WHOLE_BACKWARD,
+            "halves" not in self.sharding or replicas % 2 == 0,
             self.recompute != "distributed" or (self.tp > 1 and self.tp_kind == "plain"),
             self.schedule not in TWO_STAGES or chunks >= 2,
             MICROBATCHES % self.dp == 0,

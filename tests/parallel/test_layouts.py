@@ -63,7 +63,7 @@ def single(model: str, loss: str, dtype: str) -> Run:
 
 def run(world: WorkerPools, layout: Layout, dtype: str) -> Run:
     flags = f"{RUN} {layout.run_flags} {layout.flags}"
-    return joined(world(layout.size).run(step_here, flags, dtype))
+    return joined(world(layout.size).run(step_here, flags, dtype, timeout=300.0))
 
 
 def floors(state: dict[str, Tensor]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from lone_processes import run_processes
+from shared_groups import groups_for
 from worker_pool import WorkerPools
 
 from megacore.errors import ConfigError
@@ -130,7 +131,8 @@ def test_an_exception_on_one_process_ends_all_and_is_named(tmp_path: Path) -> No
 def all_groups(world: Group, flags: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], float]]:
     assert world.process_group is not None
     config = ParallelConfig(world_size=world.size, **flags)
-    groups = build_groups(config, world=world.process_group, made=MADE)
+    made = groups_for(config, world)
+    groups = build_groups(config, world=world.process_group, made=made)
     assert (groups.rank, groups.world_size) == (world.rank, world.size)
     groups.record.step = 3
     found = {}
@@ -145,7 +147,6 @@ def all_groups(world: Group, flags: dict[str, Any]) -> dict[str, tuple[tuple[int
     return found
 
 
-MADE: dict[tuple[int, ...], Any] = {}
 LAYOUTS: list[dict[str, Any]] = [
     {"tensor_model_parallel_size": 2},
     {"tensor_model_parallel_size": 2, "context_parallel_size": 2},

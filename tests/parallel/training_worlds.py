@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 import torch
+from shared_groups import groups_for
 from torch import Tensor
 
 from megacore.parallel.groups import Group, ParallelGroups, single_process_groups
@@ -43,19 +44,15 @@ class Trained:
     weights: dict[str, tuple[ParamLayout, Tensor]] = field(default_factory=dict)
 
 
-# Groups of torch.distributed that tests of this process have made, by their ranks.
-_MADE: dict[tuple[int, ...], torch.distributed.ProcessGroup] = {}
-
-
 def groups_of(world: Group | None, run: RunConfig) -> ParallelGroups:
     """The groups of a run inside the pool's group."""
     if world is None:
         return single_process_groups()
     process_group = world.process_group
     assert process_group is not None
-    return build_groups(
-        run.parallel, world=process_group, ends=ends_of_file(run.parallel), made=_MADE
-    )
+    ends = ends_of_file(run.parallel)
+    made = groups_for(run.parallel, world, ends)
+    return build_groups(run.parallel, world=process_group, ends=ends, made=made)
 
 
 def run_config(flags: str, world_size: int) -> RunConfig:
