@@ -18,7 +18,7 @@ from torch import Tensor
 
 from megacore.checkpoint.vocabulary import VocabularyRows
 from megacore.errors import CheckpointError
-from megacore.parallel.layout import ParamLayout
+from megacore.parallel.layout import ParamLayout, copy_boxes
 
 
 @dataclass(frozen=True)
@@ -186,34 +186,8 @@ def assemble(pieces: Sequence[tuple[Piece, Tensor]]) -> Tensor:
         ordered = [data.reshape(-1) for _, data in sorted(members, key=lambda m: m[0].start)]
         own = members[0][0].layout
         local = (ordered[0] if len(ordered) == 1 else torch.cat(ordered)).view(own.local_shape)
-        copy_blocks(full, local, own, to_full=True)
+        copy_boxes(full, local, own, to_full=True)
     return full
-
-
-def copy_blocks(
-    full: Tensor, local: Tensor, layout: ParamLayout, *, to_full: bool, rows: int | None = None
-) -> None:
-    """Copies between a full tensor and a part of it.
-
-    Args:
-        full: The full tensor; it may have other numbers of rows than the layout says.
-        local: The part, of shape `layout.local_shape`.
-        layout: Which part it is.
-        to_full: Direction.
-        rows: Only these many first rows of the full tensor are copied; None for all.
-    """
-    for box in layout.boxes():
-        shape = list(box.shape)
-        if rows is not None:
-            shape[0] = max(0, min(shape[0], rows - box.full_offset[0]))
-        outer, inner = full, local
-        for dim, size in enumerate(shape):
-            outer = outer.narrow(dim, min(box.full_offset[dim], outer.shape[dim] - size), size)
-            inner = inner.narrow(dim, box.local_offset[dim], size)
-        if to_full:
-            outer.copy_(inner)
-        else:
-            inner.copy_(outer)
 
 
 def place(
@@ -231,12 +205,12 @@ def place(
         What was done when the number of rows differs, for the log.
     """
     if tuple(stored.shape) == layout.full_shape:
-        copy_blocks(stored, target, layout, to_full=False)
+        copy_boxes(stored, target, layout, to_full=False)
         return None
     if vocabulary is None:
         raise CheckpointError(
             f"{layout.name}: expected shape {list(layout.full_shape)}, found {list(stored.shape)}"
         )
     rows = min(stored.shape[0], layout.full_shape[0])
-    copy_blocks(stored, target, layout, to_full=False, rows=rows)
+    copy_boxes(stored, target, layout, to_full=False, rows=rows)
     return vocabulary.note(len(stored), layout.full_shape[0])

@@ -96,6 +96,32 @@ class ParamLayout:
         return parts.select(dim + 1, self.shard).flatten(dim, dim + 1).contiguous()
 
 
+def copy_boxes(
+    full: Tensor, local: Tensor, layout: ParamLayout, *, to_full: bool, rows: int | None = None
+) -> None:
+    """Copies between a full tensor and a part of it.
+
+    Args:
+        full: The full tensor; it may have other numbers of rows than the layout says.
+        local: The part, of shape `layout.local_shape`.
+        layout: Which part it is.
+        to_full: Direction.
+        rows: Only these many first rows of the full tensor are copied; None for all.
+    """
+    for box in layout.boxes():
+        shape = list(box.shape)
+        if rows is not None:
+            shape[0] = max(0, min(shape[0], rows - box.full_offset[0]))
+        outer, inner = full, local
+        for dim, size in enumerate(shape):
+            outer = outer.narrow(dim, min(box.full_offset[dim], outer.shape[dim] - size), size)
+            inner = inner.narrow(dim, box.local_offset[dim], size)
+        if to_full:
+            outer.copy_(inner)
+        else:
+            inner.copy_(outer)
+
+
 def full_tensor(layouts: Iterable[ParamLayout], locals_: Iterable[Tensor]) -> Tensor:
     """The full parameter from the local tensors of all shards, in any order.
 
@@ -107,12 +133,7 @@ def full_tensor(layouts: Iterable[ParamLayout], locals_: Iterable[Tensor]) -> Te
     for layout, local in zip(layouts, locals_, strict=True):
         if full is None:
             full = local.new_empty(layout.full_shape)
-        for box in layout.boxes():
-            target, source = full, local
-            for dim, size in enumerate(box.shape):
-                target = target.narrow(dim, box.full_offset[dim], size)
-                source = source.narrow(dim, box.local_offset[dim], size)
-            target.copy_(source)
+        copy_boxes(full, local, layout, to_full=True)
     if full is None:
         raise ValueError("a parameter without shards")
     return full
