@@ -70,10 +70,10 @@ def gathered_texts(text: str, group: Group, device: torch.device) -> list[str]:
     """
     content = text.encode()
     sizes = [int(row[0]) for row in gathered([len(content)], group, device)]
-    padded = content.ljust(max(1, *sizes), b"\0")
-    own = torch.tensor([list(padded)], dtype=torch.int64, device=device)
-    rows = _all(own, group).tolist()
-    return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
+    padded = bytearray(content.ljust(max(1, *sizes), b"\0"))
+    own = torch.frombuffer(padded, dtype=torch.uint8).to(device)[None]
+    rows = _all(own, group).cpu().numpy()
+    return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
 
 
 def _reduced(
