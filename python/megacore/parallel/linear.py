@@ -153,7 +153,8 @@ class _Column(torch.autograd.Function):
         need_x, need_weight, need_bias, _ = ctx.needs_input_grad
         later = need_weight and split.is_deferring
         if later:
-            split.defer(weight, partial(_gathered, x, split), lambda: dy)
+            # Detached here and below: what made it would stay alive until then.
+            split.defer(weight, partial(_gathered, x.detach(), split), lambda: dy)
         whole: Pending = partial(_same, x)
         if need_weight and not later and split.sequence:
             whole = _started(start_all_gather(x, group, SEQUENCE), overlap.gather_input)
@@ -196,7 +197,7 @@ class _Row(torch.autograd.Function):
         need_x, need_weight, need_bias, _ = ctx.needs_input_grad
         later = need_weight and split.is_deferring
         if later:
-            split.defer(weight, lambda: x, partial(_gathered, dy, split))
+            split.defer(weight, partial(_same, x.detach()), partial(_gathered, dy, split))
         need_weight = need_weight and not later
         # Of this process's tokens only, where the sequence is split.
         dbias = dy.flatten(0, -2).sum(0) if need_bias else None

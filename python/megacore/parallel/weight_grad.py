@@ -77,7 +77,8 @@ class WeightGradStore:
             x: [..., in].
             dy: [..., out], the gradient of y.
         """
-        self.defer(weight, partial(weight_gradient, x, dy))
+        # Detached: what made `x` would stay alive with it.
+        self.defer(weight, partial(weight_gradient, x.detach(), dy))
 
     @torch.no_grad()
     def run(self, stage: int, microbatch: int) -> None:
