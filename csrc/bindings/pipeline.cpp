@@ -88,6 +88,9 @@ void bind_schedule(py::module_& pipeline) {
         .def_readonly("name", &mp::Schedule::name)
         .def_readonly("placement", &mp::Schedule::placement)
         .def_readonly("ranks", &mp::Schedule::ranks)
+        .def_property_readonly("splits_backward",
+                               &mp::Schedule::splits_backward,
+                               "Whether weight gradients are computed in steps of their own.")
         .def("__repr__", [](const mp::Schedule& self) {
             return megacore::detail::concatenate("Schedule(",
                                                  self.name,

@@ -1,4 +1,6 @@
 // Where the stages of a schedule live.
+#include <algorithm>
+
 #include "pipeline/refuse.h"
 #include "pipeline/schedule.h"
 
@@ -62,6 +64,13 @@ std::vector<int> Placement::stages_of(int rank) const {
         }
     }
     return stages;
+}
+
+bool Schedule::splits_backward() const {
+    return std::ranges::any_of(ranks, [](const std::vector<Action>& row) {
+        return std::ranges::any_of(
+            row, [](const Action& action) { return action.kind == Kind::kWeightGrad; });
+    });
 }
 
 Placement plain_placement(int num_ranks, int num_microbatches) {

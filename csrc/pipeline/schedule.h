@@ -49,6 +49,9 @@ struct Schedule {
     std::string name;
     Placement placement;
     std::vector<std::vector<Action>> ranks;
+
+    /// Whether weight gradients are computed in steps of their own, on any rank.
+    bool splits_backward() const;
 };
 
 }  // namespace megacore::pipeline

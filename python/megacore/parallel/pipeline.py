@@ -121,8 +121,7 @@ class PipelineRunner:
         actions = self.schedule.ranks[self.rank]
         # Later entries win: the last step of each stage that adds to weight gradients.
         self.last_steps = {a.stage: (a.kind, a.number) for a in actions if a.kind in adds}
-        splits = any(a.kind == core.Kind.WEIGHT_GRAD for a in actions)
-        if splits and self.store is None:
+        if self.schedule.splits_backward and self.store is None:
             raise ValueError(f"schedule {self.schedule.name} needs a store of weight gradients")
 
     def run(self, *, forward_only: bool = False) -> PipelineRun:

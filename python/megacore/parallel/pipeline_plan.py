@@ -126,12 +126,11 @@ def stage_plan(schedule: Any, rank: int) -> StagePlan:
             "gradients would have to be summed: this is not supported; dualpipev has the same "
             "bubble with one copy"
         )
-    split = any(a.kind == core.Kind.WEIGHT_GRAD for row in schedule.ranks for a in row)
     return StagePlan(
         num_stages=placement.num_stages,
         local={stage: stage for stage in placement.stages_of(rank)},
         ends_where_it_begins=placement.chains[0][0] == placement.chains[0][-1],
-        defers_weight_grads=split,
+        defers_weight_grads=schedule.splits_backward,
     )
 
 
