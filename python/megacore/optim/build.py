@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from torch import nn
 
@@ -27,6 +28,8 @@ from megacore.parallel.groups import ParallelGroups, single_process_groups
 from megacore.parallel.layout import ParamLayout
 from megacore.parallel.sharded_data import GradientScatter, ParameterShards
 from megacore.parallel.units import gather_while_used, units, wait_before_use
+
+AnyBucket = TypeVar("AnyBucket", bound=Bucket)
 
 
 def build_optimizer(
@@ -149,13 +152,8 @@ def _reductions(
     notify = gradients.added if gradients.overlap else None
     for bucket in buckets:
         bucket.watch_gradients(notify=notify)
-    # Forward goes through the buckets of a chunk backwards.
-    parameters = ParameterSync([b for chunk in by_chunk for b in reversed(chunk)], data.shard)
     overlap_gather = parallel.overlap_param_gather and data.shard.size > 1
-    if overlap_gather:
-        bucket_of = {id(param): bucket for bucket in buckets for param in bucket.parameters}
-        for model in models:
-            wait_before_use(_module(model), bucket_of, parameters)
+    parameters = _parameter_sync(models, by_chunk, data, overlap=overlap_gather)
     return Reductions(
         groups=groups,
         data=data,
@@ -184,15 +182,12 @@ def _sharing_reductions(
             data.shard,
             prefetch=parallel.overlap_param_gather,
         )
-        bucket_of = {id(param): bucket for bucket in buckets for param in bucket.parameters}
+        bucket_of = _buckets_of(by_chunk)
         for model in models:
             gather_while_used(_module(model), bucket_of, shards)
     else:
-        parameters = ParameterSync([b for chunk in by_chunk for b in reversed(chunk)], data.shard)
-        if parallel.overlap_param_gather:
-            bucket_of = {id(param): bucket for bucket in buckets for param in bucket.parameters}
-            for model in models:
-                wait_before_use(_module(model), bucket_of, parameters)
+        overlap = parallel.overlap_param_gather
+        parameters = _parameter_sync(models, by_chunk, data, overlap=overlap)
     gradients = GradientScatter(
         buckets,
         data=data,
@@ -211,6 +206,28 @@ def _sharing_reductions(
         parameters=parameters,
         overlap_gather=shards is not None or parallel.overlap_param_gather,
     )
+
+
+def _parameter_sync(
+    models: Sequence[Chunk],
+    by_chunk: Sequence[Sequence[Bucket]],
+    data: DataGroups,
+    *,
+    overlap: bool,
+) -> ParameterSync:
+    """Gathers updated parameters; with `overlap` each module waits for its own before it runs."""
+    # Forward goes through the buckets of a chunk backwards.
+    parameters = ParameterSync([b for chunk in by_chunk for b in reversed(chunk)], data.shard)
+    if overlap:
+        bucket_of = _buckets_of(by_chunk)
+        for model in models:
+            wait_before_use(_module(model), bucket_of, parameters)
+    return parameters
+
+
+def _buckets_of(by_chunk: Sequence[Sequence[AnyBucket]]) -> dict[int, AnyBucket]:
+    """Identity of a parameter -> its bucket."""
+    return {id(p): bucket for chunk in by_chunk for bucket in chunk for p in bucket.parameters}
 
 
 def _gradient_sync(

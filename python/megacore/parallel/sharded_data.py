@@ -17,24 +17,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from megacore.parallel.data import DataGroups
+from megacore.parallel.data import DataGroups, GradientBucket, ParameterBucket
 from megacore.parallel.groups import DONE, Group, Work
 
 
-class SharedGradients(Protocol):
-    """A bucket of gradients of which this process keeps a part."""
-
-    @property
-    def grad(self) -> Tensor:
-        """[n] sums of this process, while they are open."""
-
-    @property
-    def own_grad(self) -> Tensor:
-        """[n / d] part of the sums of all processes."""
-
-    @property
-    def parameters(self) -> Sequence[nn.Parameter]:
-        """Whose gradients they are."""
+class SharedGradients(GradientBucket, Protocol):
+    """A bucket whose `grad` is there while sums are open; `own_grad` is kept apart from it."""
 
     @property
     def has_open_sums(self) -> bool:
@@ -47,16 +35,8 @@ class SharedGradients(Protocol):
         """Frees the memory of the sums."""
 
 
-class SharedParameters(Protocol):
-    """A bucket of parameters of which this process keeps a part."""
-
-    @property
-    def model(self) -> Tensor:
-        """[n] parameters, while they are here."""
-
-    @property
-    def own_model(self) -> Tensor:
-        """[n / d] view of the part that this process owns."""
+class SharedParameters(ParameterBucket, Protocol):
+    """A bucket whose `model` has memory only while its parameters are here."""
 
     @property
     def is_layers(self) -> bool:
