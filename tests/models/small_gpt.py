@@ -5,6 +5,7 @@ import torch
 from megacore.models.config import ModelConfig
 from megacore.models.gpt import GPTModel
 from megacore.models.initialization import init_weights
+from megacore.testing.random_vectors import randomize_vectors
 
 VOCAB, BATCH, LENGTH = 101, 3, 17
 PADDED_VOCAB = 128
@@ -37,12 +38,7 @@ def build(*, dtype=torch.float64, recompute=None, seed=5, **changes):
     config = ModelConfig(**SIZES | changes)
     model = GPTModel(config, padded_vocab_size=PADDED_VOCAB, dtype=dtype, recompute=recompute)
     init_weights(model, config, seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                parameter.add_(0.1 * noise)
+    randomize_vectors(model, seed=seed)
     return model
 
 

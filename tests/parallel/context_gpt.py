@@ -14,6 +14,7 @@ from megacore.models.gpt import GPTModel
 from megacore.models.initialization import init_weights
 from megacore.parallel.context import apply_context_parallel, local_batch
 from megacore.parallel.groups import Group
+from megacore.testing.random_vectors import randomize_vectors
 
 VOCAB, PADDED_VOCAB, BATCH, LENGTH = 101, 128, 3, 24
 
@@ -50,12 +51,7 @@ def build(
     config = ModelConfig(**{**SIZES, **changes})
     model = GPTModel(config, padded_vocab_size=PADDED_VOCAB, dtype=dtype, recompute=recompute)
     init_weights(model, config, seed=5)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                parameter.add_(0.1 * noise)
+    randomize_vectors(model, seed=5)
     return model
 
 

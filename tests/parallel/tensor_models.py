@@ -17,6 +17,7 @@ from megacore.parallel.linear import OVERLAP, Overlap
 from megacore.parallel.random_streams import tensor_stream
 from megacore.parallel.recompute import apply_random_streams
 from megacore.parallel.tensor import apply_tensor_parallel
+from megacore.testing.random_vectors import randomize_vectors
 
 VOCAB, PADDED_VOCAB, BATCH, LENGTH = 101, 132, 3, 24
 
@@ -83,12 +84,7 @@ def whole_model(case: Case, seed: int = 5) -> GPTModel:
     """The model in one process, with random norms and biases too."""
     model, config = build(case)
     init_weights(model, config, seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                parameter.add_(0.1 * noise)
+    randomize_vectors(model, seed=seed)
     return model
 
 
