@@ -26,6 +26,9 @@ LAYOUTS = {
         4,
         "--tensor-model-parallel-size 2 --pipeline-model-parallel-size 2 --pipeline-schedule zb-v",
     ),
+    "tp2-dp2": (4, "--tensor-model-parallel-size 2"),
+    "dp2-tp2": (4, "--tensor-model-parallel-size 2 --order dp-tp-cp-ep-pp"),
+    "dp2-all-sharded": (2, "--data-parallel-sharding-strategy optim_grads_params"),
     "cp2-dp2-sharded": (4, "--context-parallel-size 2 --use-distributed-optimizer"),
 }
 CHANGES = [
@@ -35,6 +38,8 @@ CHANGES = [
     ("tp2-pp2-zb-v", "dp2-sharded"),
     ("dp2-sharded", "tp2-pp2-zb-v"),
     ("cp2-dp2-sharded", "cp2-dp2-sharded"),
+    ("pp2", "dp2-all-sharded"),
+    ("dp2-all-sharded", "single"),
 ]
 
 
@@ -78,3 +83,12 @@ def test_resume_in_the_same_layout_is_bitwise_with_dropout(
     for one, other in zip(whole, resumed, strict=True):
         for name, (_, weight) in one.weights.items():
             assert torch.equal(weight, other.weights[name][1]), name
+
+
+@pytest.mark.parametrize(("before", "kept"), [("tp2-dp2", False), ("dp2-tp2", True)])
+def test_random_states_are_those_of_the_same_place(
+    world: WorkerPools, tmp_path: Path, before: str, kept: bool
+) -> None:
+    run(world, before, f"--save {tmp_path} --save-interval 2 --exit-interval 2", "float64")
+    resumed = run(world, "dp2-tp2", f"--load {tmp_path}", "float64")
+    assert ("another layout of processes" in resumed[0].printed) != kept

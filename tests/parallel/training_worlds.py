@@ -97,6 +97,7 @@ def train_here(
         if not train(trainer):
             finish(trainer)
         trainer.close()
+    trainer.learner.optimizer.finish_params()
     model = trainer.learner.model
     weights = {
         name: (model.layouts[name], parameter.detach().clone())

@@ -113,6 +113,7 @@ def load_model(
     vocabulary: VocabularyRows | None,
 ) -> list[str]:
     """Fills the parameters of this process; notes for the log."""
+    learner.optimizer.finish_params()
     layouts = learner.model.layouts
     targets = {name: p.detach() for name, p in learner.model.named_parameters()}
     return checkpoint.load_into(
@@ -171,9 +172,14 @@ def _known(own: Collection[str], writers: GroupWriters) -> set[str]:
     return {name for names in writers.exchange(sorted(own)) for name in names}
 
 
-def rng_layout(groups: ParallelGroups) -> list[int]:
-    """What random states belong to: they mean nothing to another grid of processes."""
-    return [groups.world.size, groups.tp.size, groups.cp.size, groups.pp.size, groups.dp.size]
+def rng_layout(groups: ParallelGroups) -> list[list[int]]:
+    """What random states belong to: they mean nothing to another grid of processes.
+
+    Returns:
+        Size of the tensor, context, pipeline and data axis, and how far apart neighbours are on it.
+    """
+    axes = (groups.tp, groups.cp, groups.pp, groups.dp)
+    return [[g.size, g.ranks[1] - g.ranks[0] if g.size > 1 else 0] for g in axes]
 
 
 def gather_rng_of(

@@ -338,7 +338,7 @@ class Resume:
                 "pass --no-load-rng to start with a fresh one"
             )
         mine = rng_layout(self._groups)
-        if checkpoint.values.get("rng_layout", [1] * len(mine)) != mine:
+        if checkpoint.values.get("rng_layout", [[1, 0]] * len(mine)) != mine:
             self._screen.line(
                 "note: the checkpoint was written by another layout of processes: dropout goes on "
                 "from fresh random states (nothing else depends on them)"
