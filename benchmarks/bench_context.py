@@ -17,16 +17,13 @@ are taken in turns.
 from __future__ import annotations
 
 import argparse
-import datetime
-import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
+from forms import gloo_table, medians
 from torch import Tensor
 
 from megacore.layers.attention_block import (
@@ -200,18 +197,6 @@ def step_of(args: argparse.Namespace, attend: Attend, group: Group) -> Callable[
     return step
 
 
-def medians(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    """Median milliseconds of each, taken in turns; the first turn does not count."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(repeats + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if turn:
-                times[name].append((time.perf_counter() - start) * 1e3)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def link_table(args: argparse.Namespace, speed: float) -> None:
     print(f"\nlink of {speed:g} GB/s, last of {args.processes} processes: ms, exposed ms, MiB")
     links, steps, memory = {}, {}, {}
@@ -232,24 +217,8 @@ def link_table(args: argparse.Namespace, speed: float) -> None:
         print(f"{name:20s} {value:8.1f} {exposed:8.1f} {memory[name]:8.1f}")
 
 
-def gloo_worker(rank: int, args: argparse.Namespace, store_file: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        store=torch.distributed.FileStore(store_file, args.processes),
-        rank=rank,
-        world_size=args.processes,
-        timeout=datetime.timedelta(seconds=120),
-    )
-    group = Group("cp", tuple(range(args.processes)), rank, torch.distributed.group.WORLD)
-    found = medians(
-        {name: step_of(args, form, group) for name, form in FORMS.items()}, args.repeats
-    )
-    if rank == 0:
-        print(f"\ngloo, {args.processes} processes: ms")
-        for name, value in found.items():
-            print(f"{name:20s} {value:8.1f}")
-    torch.distributed.destroy_process_group()
+def gloo_steps(args: argparse.Namespace, group: Group) -> dict[str, Callable[[], None]]:
+    return {name: step_of(args, form, group) for name, form in FORMS.items()}
 
 
 def main() -> None:
@@ -269,9 +238,7 @@ def main() -> None:
     for speed in args.link.split(","):
         link_table(args, float(speed))
     args.processes = 2
-    with tempfile.TemporaryDirectory() as folder:
-        store = str(Path(folder) / "store")
-        torch.multiprocessing.spawn(gloo_worker, args=(args, store), nprocs=args.processes)
+    gloo_table(args, gloo_steps)
 
 
 if __name__ == "__main__":

@@ -17,15 +17,13 @@ one CPU core in float32 that is a link of about 0.1 GB/s.
 from __future__ import annotations
 
 import argparse
-import datetime
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
+from forms import gloo_table
 from torch import Tensor
 
 from megacore.models.config import ModelConfig
@@ -154,35 +152,8 @@ def link_table(args: argparse.Namespace, speed: float) -> None:
         print(f"{name:45s} {busy:9.1f} {carried:9.1f} {waited:8.1f} {hidden:6.0f}%")
 
 
-def medians(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    """Median milliseconds of each, taken in turns; the first turn does not count."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(repeats + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if turn:
-                times[name].append((time.perf_counter() - start) * 1e3)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def gloo_worker(rank: int, args: argparse.Namespace, store_file: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        store=torch.distributed.FileStore(store_file, args.processes),
-        rank=rank,
-        world_size=args.processes,
-        timeout=datetime.timedelta(seconds=120),
-    )
-    group = Group("tp", tuple(range(args.processes)), rank, torch.distributed.group.WORLD)
-    steps = {name: build_step(args, group, *form) for name, form in FORMS.items()}
-    found = medians(steps, args.repeats)
-    if rank == 0:
-        print(f"\ngloo, {args.processes} processes: ms")
-        for name, value in found.items():
-            print(f"{name:45s} {value:8.1f}")
-    torch.distributed.destroy_process_group()
+def gloo_steps(args: argparse.Namespace, group: Group) -> dict[str, Callable[[], None]]:
+    return {name: build_step(args, group, *form) for name, form in FORMS.items()}
 
 
 def main() -> None:
@@ -198,9 +169,7 @@ def main() -> None:
     print(f"{args.layers} layers, hidden {args.hidden}, {args.length} tokens, float32")
     for speed in args.link.split(","):
         link_table(args, float(speed))
-    with tempfile.TemporaryDirectory() as folder:
-        store = str(Path(folder) / "store")
-        torch.multiprocessing.spawn(gloo_worker, args=(args, store), nprocs=args.processes)
+    gloo_table(args, gloo_steps)
 
 
 if __name__ == "__main__":
