@@ -13,7 +13,9 @@ import pytest
 pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).resolve().parent.parent / "examples" / "gpt"
-SCRIPTS = sorted(p for p in FOLDER.glob("*.sh") if p.name not in ("launch.sh", "slurm.sh"))
+SCRIPTS = sorted(
+    p for p in FOLDER.glob("*.sh") if p.name not in ("launch.sh", "recipe.sh", "slurm.sh")
+)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)

@@ -4,14 +4,11 @@
 # Try it without a GPU: examples/gpt/1.7b.sh --simulate-world 32
 set -euo pipefail
 
-exec "$(dirname "$0")/launch.sh" \
+exec "$(dirname "$0")/recipe.sh" \
     --num-layers 24 --hidden-size 2304 --num-attention-heads 24 \
     --seq-length 2048 --max-position-embeddings 2048 \
     --micro-batch-size 16 --global-batch-size 512 \
-    --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather \
     --recompute-granularity selective \
-    --bf16 --attention-dropout 0 --hidden-dropout 0 \
-    --lr 2.0e-4 --min-lr 2.0e-5 --lr-decay-style cosine --lr-warmup-fraction 0.01 \
-    --weight-decay 0.1 --adam-beta2 0.95 --clip-grad 1.0 --init-method-std 0.006 \
-    --train-iters 500000 --eval-iters 10 --log-interval 10 --log-throughput \
+    --lr 2.0e-4 --min-lr 2.0e-5 --lr-warmup-fraction 0.01 \
+    --train-iters 500000 \
     "$@"

@@ -4,16 +4,13 @@
 # Try it without a GPU: examples/gpt/175b.sh --simulate-world 1024
 set -euo pipefail
 
-exec "$(dirname "$0")/launch.sh" \
+exec "$(dirname "$0")/recipe.sh" \
     --num-layers 96 --hidden-size 12288 --num-attention-heads 96 \
     --seq-length 2048 --max-position-embeddings 2048 \
     --micro-batch-size 1 --global-batch-size 1536 --rampup-batch-size 16 16 5859375 \
     --tensor-model-parallel-size 8 --sequence-parallel --pipeline-model-parallel-size 16 \
-    --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather \
     --recompute-granularity selective \
-    --bf16 --attention-dropout 0 --hidden-dropout 0 \
-    --lr 6.0e-5 --min-lr 6.0e-6 --lr-decay-style cosine \
+    --lr 6.0e-5 --min-lr 6.0e-6 \
     --lr-decay-samples 126953125 --lr-warmup-samples 183105 \
-    --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.95 --clip-grad 1.0 --init-method-std 0.006 \
-    --train-samples 146484375 --eval-iters 10 --log-interval 10 --log-throughput \
+    --train-samples 146484375 \
     "$@"

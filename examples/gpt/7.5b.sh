@@ -4,15 +4,12 @@
 # Try it without a GPU: examples/gpt/7.5b.sh --simulate-world 128
 set -euo pipefail
 
-exec "$(dirname "$0")/launch.sh" \
+exec "$(dirname "$0")/recipe.sh" \
     --num-layers 36 --hidden-size 4096 --num-attention-heads 32 \
     --seq-length 2048 --max-position-embeddings 2048 \
     --micro-batch-size 16 --global-batch-size 512 \
     --tensor-model-parallel-size 4 --sequence-parallel \
-    --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather \
     --recompute-granularity selective \
-    --bf16 --attention-dropout 0 --hidden-dropout 0 \
-    --lr 1.2e-4 --min-lr 1.2e-5 --lr-decay-style cosine --lr-warmup-fraction 0.01 \
-    --weight-decay 0.1 --adam-beta2 0.95 --clip-grad 1.0 --init-method-std 0.006 \
-    --train-iters 500000 --eval-iters 10 --log-interval 10 --log-throughput \
+    --lr 1.2e-4 --min-lr 1.2e-5 --lr-warmup-fraction 0.01 \
+    --train-iters 500000 \
     "$@"

@@ -4,16 +4,13 @@
 # Try it without a GPU: examples/gpt/76b.sh --simulate-world 1024
 set -euo pipefail
 
-exec "$(dirname "$0")/launch.sh" \
+exec "$(dirname "$0")/recipe.sh" \
     --num-layers 60 --hidden-size 10240 --num-attention-heads 80 \
     --seq-length 2048 --max-position-embeddings 2048 \
     --micro-batch-size 2 --global-batch-size 1792 \
     --tensor-model-parallel-size 8 --sequence-parallel \
     --pipeline-model-parallel-size 4 --num-layers-per-virtual-pipeline-stage 5 \
-    --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather \
     --recompute-granularity selective \
-    --bf16 --attention-dropout 0 --hidden-dropout 0 \
-    --lr 6.0e-5 --min-lr 6.0e-6 --lr-decay-style cosine --lr-warmup-fraction 0.01 \
-    --weight-decay 0.1 --adam-beta2 0.95 --clip-grad 1.0 --init-method-std 0.006 \
-    --train-iters 500000 --eval-iters 10 --log-interval 10 --log-throughput \
+    --lr 6.0e-5 --min-lr 6.0e-6 --lr-warmup-fraction 0.01 \
+    --train-iters 500000 \
     "$@"
