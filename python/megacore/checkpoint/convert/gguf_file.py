@@ -137,9 +137,7 @@ class GgufFile:
                 )
             num_bytes = count // blocks.elements * blocks.num_bytes
         else:
-            known = ", ".join(
-                ["F32", "F16", "BF16", "F64", *(b.name for b in BLOCK_FORMATS.values())]
-            )
+            blocks_known = ", ".join(one.name for one in BLOCK_FORMATS.values())
             raise CheckpointError(
                 f"{self.path}: tensor {name} has ggml type {kind}, which cannot be read; known are "
                 f"F32, F16, BF16, F64, {blocks_known}"
