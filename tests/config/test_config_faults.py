@@ -18,6 +18,7 @@ PACKAGE = ROOT / "python" / "megacore"
 
 # Id -> (words to add to the small run, flags of it to leave out). A list means several ways.
 SAMPLES = "--train-samples 1000"
+ROPE = "--position-embedding-type rope"
 FULL_RECOMPUTE = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
 TRIGGERS: dict[str, list[tuple[str, str]]] = {
     "MC0001": [("--num-layer 3", ""), ("--never-heard-of", ""), ("-q", "")],
@@ -61,7 +62,12 @@ TRIGGERS: dict[str, list[tuple[str, str]]] = {
     "MC0102": [("--encoder-num-layers 3", "")],
     "MC0103": [("--num-attention-heads 5", "")],
     "MC0104": [("--group-query-attention --num-query-groups 3", "")],
-    "MC0105": [("--squared-relu --swiglu", "")],
+    "MC0105": [
+        ("--squared-relu --swiglu", ""),
+        ("--geglu --swiglu", ""),
+        ("--quick-gelu --openai-gelu", ""),
+        ("--quick-gelu --squared-relu", ""),
+    ],
     "MC0106": [
         ("--position-embedding-type rope --rotary-percent 0.45", ""),
         ("--use-rotary-position-embeddings --kv-channels 15", ""),
@@ -69,6 +75,37 @@ TRIGGERS: dict[str, list[tuple[str, str]]] = {
     ],
     "MC0107": [("--no-position-embedding", "")],
     "MC0108": [("--use-rotary-position-embeddings --position-embedding-type none", "")],
+    "MC0109": [
+        (f"{ROPE} --use-rope-scaling --rope-scaling-type linear", ""),
+        (f"{ROPE} --use-rope-scaling --rotary-seq-len-interpolation-factor 2", ""),
+    ],
+    "MC0110": [("--use-rope-scaling", "")],
+    "MC0111": [
+        (f"{ROPE} --rope-scaling-type yarn", ""),
+        (
+            f"{ROPE} --rope-scaling-type longrope --rope-scaling-original-max-position-embeddings "
+            "16 --rope-scaling-short-factors 1 --rope-scaling-long-factors 2",
+            "",
+        ),
+    ],
+    "MC0112": [
+        (f"{ROPE} --use-rope-scaling --rope-scaling-low-freq-factor 4", ""),
+        (
+            f"{ROPE} --rope-scaling-type yarn --rope-scaling-original-max-position-embeddings 16 "
+            "--rope-scaling-beta-fast 0.5",
+            "",
+        ),
+    ],
+    "MC0113": [
+        ("--window-size 128", ""),
+        ("--window-size=-1,0", ""),
+        ("--window-size 128,1", ""),
+        ("--window-size 128,0 --window-attn-skip-freq 0", ""),
+        ("--window-size 128,0 --window-attn-skip-freq [1,0,1,0,1]", ""),
+        ("--window-size 128,0 --window-attn-skip-freq [1]*2", ""),
+    ],
+    "MC0114": [("--window-attn-skip-freq 2", ""), (f"{ROPE} --rotary-base-local 10", "")],
+    "MC0115": [("--use-parallel-residual --apply-residual-connection-post-layernorm", "")],
     "MC0151": [
         ("--recompute-granularity full", ""),
         ("--recompute-granularity full --recompute-method block", ""),
@@ -166,6 +203,19 @@ ENVIRONMENTS = {
 PIPELINE = "--num-layers 8 --pipeline-model-parallel-size 4 --global-batch-size 16"
 # Command line and number of processes.
 WORLDS: dict[str, list[tuple[str, int]]] = {
+    "MC0116": [
+        ("--context-parallel-size 2 --window-size 16,0", 2),
+        ("--context-parallel-size 2 --attn-logit-softcapping 50", 2),
+        ("--context-parallel-size 2 --softmax-scale 0.1", 2),
+    ],
+    "MC0117": [
+        (
+            f"--context-parallel-size 2 --cp-comm-type a2a {ROPE} --rope-scaling-type longrope "
+            "--rope-scaling-original-max-position-embeddings 16 --kv-channels 2 "
+            "--rope-scaling-short-factors 1 --rope-scaling-long-factors 2",
+            2,
+        ),
+    ],
     "MC0901": [
         ("--tensor-model-parallel-size 2", 1),
         ("--tensor-model-parallel-size 4", 6),

@@ -104,6 +104,7 @@ RESOLVED_INTO = {
     "use_rotary_position_embeddings": "position_embedding_type",
     "add_position_embedding": "position_embedding_type",
     "group_query_attention": "num_query_groups",
+    "geglu": "gated",
     "recompute_activations": "recompute_granularity",
     "order": "axis_order",
     "use_tp_pp_dp_mapping": "axis_order",

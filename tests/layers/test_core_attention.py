@@ -7,6 +7,7 @@ import torch
 
 from megacore.layers.core_attention import cached_attention, causal_attention, packed_attention
 from megacore.layers.dropout_attention import dropout_attention, keep_mask
+from megacore.layers.score_attention import Scores
 from megacore.testing.tolerance import expect_close, twice_torch_error
 
 # batch, length, groups, query heads per group, width
@@ -39,7 +40,10 @@ def _gradients(out, inputs):
 @pytest.mark.parametrize("layer_scale", [1, 3])
 def test_causal(shape, layer_scale):
     inputs = _inputs(shape)
-    out, exact = causal_attention(*inputs, layer_scale=layer_scale), _reference(*inputs)
+    out, exact = (
+        causal_attention(*inputs, scores=Scores(layer_scale=layer_scale)),
+        _reference(*inputs),
+    )
     expect_close(out, exact, bound=1e-13)
     for found, wanted in zip(_gradients(out, inputs), _gradients(exact, inputs), strict=True):
         expect_close(found, wanted, bound=1e-12)
@@ -76,7 +80,9 @@ def test_cached_rows_of_different_lengths(layer_scale):
     for row, start in enumerate(first.tolist()):
         keys[row, :, start + 2 :] = 1e3
         values[row, :, start + 2 :] = 1e3
-    out = cached_attention(q[rows, positions], keys, values, positions, layer_scale=layer_scale)
+    out = cached_attention(
+        q[rows, positions], keys, values, positions, scores=Scores(layer_scale=layer_scale)
+    )
     expect_close(out, exact[rows, positions], bound=1e-12)
 
 
@@ -86,7 +92,7 @@ def test_dropout_attention(shape, layer_scale):
     batch, length, groups, ratio, _ = shape
     inputs = _inputs(shape)
     torch.manual_seed(6)
-    out = dropout_attention(*inputs, dropout=0.3, layer_scale=layer_scale).flatten(2)
+    out = dropout_attention(*inputs, dropout=0.3, scores=Scores(layer_scale=layer_scale)).flatten(2)
     torch.manual_seed(6)
     rows = torch.Size([batch * groups, ratio * length, length])
     keep, probability = keep_mask(rows, 0.3)
@@ -108,7 +114,9 @@ def test_layer_scaling_keeps_half_precision_in_range():
     plain = dropout_attention(q, k, v, dropout=1e-9)
     assert plain.isnan().any()
     positions = torch.arange(6)[None]
-    out = cached_attention(q, k.transpose(1, 2), v.transpose(1, 2), positions, layer_scale=24)
+    out = cached_attention(
+        q, k.transpose(1, 2), v.transpose(1, 2), positions, scores=Scores(layer_scale=24)
+    )
     assert out.isfinite().all()
 
 

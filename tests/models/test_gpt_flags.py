@@ -101,17 +101,15 @@ ACTIVATIONS = {
     ),
     "gelu_erf": lambda x: 0.5 * x * (1 + torch.erf(x / math.sqrt(2))),
     "squared_relu": lambda x: torch.where(x > 0, x * x, 0.0),
-    "swiglu": lambda x: (
-        x[..., : x.shape[-1] // 2].sigmoid()
-        * x[..., : x.shape[-1] // 2]
-        * x[..., x.shape[-1] // 2 :]
-    ),
+    "gelu_quick": lambda x: x / (1 + torch.exp(-1.702 * x)),
+    "silu": lambda x: x / (1 + torch.exp(-x)),
 }
 FLAGS_OF_ACTIVATION = {
     "gelu_tanh": [{}, {"openai_gelu": True, "bias_gelu_fusion": False}],
     "gelu_erf": [{"bias_gelu_fusion": False}, {"add_bias_linear": False}],
+    "gelu_quick": [{"quick_gelu": True}],
     "squared_relu": [{"squared_relu": True}],
-    "swiglu": [{"swiglu": True}],
+    "silu": [{"swiglu": True}],
 }
 
 
@@ -121,7 +119,27 @@ def test_activation(name):
     x = 3 * torch.randn(5, 34, dtype=torch.float64)
     expect_close(activate(x, name), ACTIVATIONS[name](x), bound=1e-14)
     for flags in FLAGS_OF_ACTIVATION[name]:
-        assert build(**flags).spec.activation == name
+        spec = build(**flags).spec
+        assert (spec.activation, spec.gated_mlp) == (name, name == "silu")
+
+
+@pytest.mark.parametrize(
+    ("flags", "activation"),
+    [
+        ({"swiglu": True}, "silu"),
+        ({"geglu": True}, "gelu_tanh"),
+        ({"geglu": True, "add_bias_linear": False}, "gelu_erf"),
+        ({"geglu": True, "quick_gelu": True}, "gelu_quick"),
+    ],
+)
+def test_gated_mlp(flags, activation):
+    model = build(ffn_hidden_size=77, **flags)
+    mlp = model.decoder.layers["0"].mlp
+    x = torch.randn(2, 5, HIDDEN, dtype=torch.float64)
+    inner = F.linear(x, mlp.linear_fc1.weight, mlp.linear_fc1.bias)
+    inner = ACTIVATIONS[activation](inner[..., :77]) * inner[..., 77:]
+    expected = F.linear(inner, mlp.linear_fc2.weight, mlp.linear_fc2.bias)
+    expect_close(mlp(x), expected, bound=1e-12)
 
 
 def _with_norms_set(model, weight, bias):

@@ -38,6 +38,16 @@ MODELS: dict[str, dict[str, Any]] = {
     "interleaved": ROTARY | {"rotary_interleaved": True, "rotary_percent": 0.67},
     "grouped": ROTARY | GROUPED | {"qk_layernorm": True},
     "multi-query": ROTARY | {"group_query_attention": True, "num_query_groups": 1},
+    "windows": ROTARY
+    | GROUPED
+    | {
+        "window_size": "6,0",
+        "window_attn_skip_freq": "2",
+        "rotary_base_local": 300,
+        "attn_logit_softcapping": 1.5,
+        "softmax_scale": 0.5,
+        "sandwich_norm": True,
+    },
     "scaled": {"apply_query_key_layer_scaling": True, "position_embedding_type": "none"},
 }
 

@@ -37,7 +37,7 @@ def cases() -> list[tuple[int, str, str, bool]]:
     for size in (2, 4):
         for model in MODELS:
             for comm_type in ("p2p", "a2a"):
-                if comm_type == "a2a" and model == "multi-query":
+                if (comm_type, model) in (("a2a", "multi-query"), ("p2p", "windows")):
                     continue
                 found += [(size, model, comm_type, packed) for packed in (False, True)]
     return found
@@ -105,6 +105,17 @@ def test_recompute(world: WorkerPools, comm_type: str) -> None:
 def test_indivisible_groups_are_reported() -> None:
     model = build(MODELS["multi-query"], dtype=torch.float32)
     with pytest.raises(UsageError, match="the 1 key/value groups of a"):
+        apply_context_parallel(model, Group("cp", (0, 1)), comm_type="a2a")
+
+
+def test_what_a_ring_cannot_compute_is_refused() -> None:
+    model = build(MODELS["windows"], dtype=torch.float32)
+    with pytest.raises(UsageError, match="no window, no cap"):
+        apply_context_parallel(model, Group("cp", (0, 1)))
+    scaling = {"rope_scaling_type": "longrope", "rope_scaling_original_length": 16}
+    scaling |= {"rope_scaling_short_factors": (1.0,) * 3, "rope_scaling_long_factors": (2.0,) * 3}
+    model = build(ROTARY | scaling, dtype=torch.float32)
+    with pytest.raises(UsageError, match="whole sequences"):
         apply_context_parallel(model, Group("cp", (0, 1)), comm_type="a2a")
 
 

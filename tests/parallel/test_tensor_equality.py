@@ -13,6 +13,23 @@ from megacore.parallel.linear import Overlap
 
 DOCUMENTS = (1, 7, 16, 23, 1, 1, 20, 3)
 FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+# Every feature of Gemma 2 and 3 in one model: each of them sees parts of heads, rows or tokens.
+GEMMA = ROTARY | {
+    "swiglu": False,
+    "geglu": True,
+    "apply_layernorm_1p": True,
+    "untie_embeddings_and_output_weights": False,
+    "sandwich_norm": True,
+    "scale_embeddings": True,
+    "window_size": "4,0",
+    "window_attn_skip_freq": "2",
+    "rotary_base_local": 500,
+    "use_rope_scaling": True,
+    "rope_scaling_original_length": 16,
+    "softmax_scale": 0.4,
+    "attn_logit_softcapping": 1.5,
+    "final_logit_softcapping": 2.5,
+}
 
 MODELS = {
     "learned": Case(),
@@ -25,6 +42,8 @@ MODELS = {
     "qkv-bias": Case({"add_bias_linear": False, "add_qkv_bias": True}),
     "residual-after-norm": Case({"apply_residual_connection_post_layernorm": True}),
     "fp32-residual": Case({"fp32_residual_connection": True}),
+    "gemma": Case(GEMMA),
+    "parallel-residual": Case({"parallel_residual": True, "quick_gelu": True}),
     "documents": Case(documents=DOCUMENTS),
     "documents-rope": Case(ROTARY, documents=DOCUMENTS),
     "selective": Case(recompute={"recompute_granularity": "selective"}),

@@ -22,13 +22,13 @@ PLAIN = ModelShape(
     groups=6,
     head_width=8,
     ffn=192,
-    swiglu=False,
+    gated=False,
     untied=False,
     padded_vocab=128,
     seq_length=40,
 )
 GROUPED = dataclasses.replace(
-    PLAIN, groups=2, head_width=16, ffn=100, swiglu=True, untied=True, padded_vocab=384
+    PLAIN, groups=2, head_width=16, ffn=100, gated=True, untied=True, padded_vocab=384
 )
 TWO = Footprint(micro_batch_size=2)
 
@@ -39,7 +39,7 @@ def forward_flops(shape: ModelShape, batch: int, *, causal: bool = False) -> int
     width = shape.heads * shape.head_width
     kv_width = shape.groups * shape.head_width
     weights = shape.hidden * (width + 2 * kv_width) + width * shape.hidden
-    weights += (3 if shape.swiglu else 2) * shape.hidden * shape.ffn
+    weights += (3 if shape.gated else 2) * shape.hidden * shape.ffn
     attention = 2 * 2 * tokens * shape.seq_length * width
     if causal:
         attention //= 2
@@ -73,7 +73,7 @@ def test_recompute_adds_the_forward_that_is_repeated() -> None:
 def test_weight_memory_counts_matrices_norms_and_embeddings(shape: ModelShape) -> None:
     width, kv_width = shape.heads * shape.head_width, shape.groups * shape.head_width
     matrices = shape.hidden * (2 * width + 2 * kv_width)
-    matrices += (3 if shape.swiglu else 2) * shape.hidden * shape.ffn
+    matrices += (3 if shape.gated else 2) * shape.hidden * shape.ffn
     # Two norms of two vectors per layer, and the last one.
     parameters = shape.layers * (matrices + 4 * shape.hidden) + 2 * shape.hidden
     parameters += shape.padded_vocab * shape.hidden * (2 if shape.untied else 1)

@@ -113,8 +113,9 @@ RULES: dict[str, Rule] = {
         "Choose a divisor of the number of heads.",
     ),
     "MC0105": Rule(
-        "--squared-relu and --swiglu exclude each other",
-        "Both name the activation of the feed-forward layer.",
+        "These activations exclude each other",
+        "Each of `--squared-relu`, `--swiglu` and `--geglu` names the activation of the "
+        "feed-forward layer; `--quick-gelu` and `--openai-gelu` are two forms of GELU.",
         "Keep one of them.",
     ),
     "MC0106": Rule(
@@ -132,6 +133,58 @@ RULES: dict[str, Rule] = {
         "--use-rotary-position-embeddings contradicts --position-embedding-type none",
         "The first asks for rotary positions, the second for no positions.",
         "Keep one of them.",
+    ),
+    "MC0109": Rule(
+        "There is one scaling of rotary positions",
+        "`--use-rope-scaling` is that of Llama 3.1, `--rotary-seq-len-interpolation-factor` is "
+        "linear, and `--rope-scaling-type` names any.",
+        "Keep one of them.",
+    ),
+    "MC0110": Rule(
+        "--rope-scaling-type needs rotary positions",
+        "It stretches their wavelengths; other positions have none.",
+        "Add `--position-embedding-type rope`, or remove the scaling.",
+    ),
+    "MC0111": Rule(
+        "The scaling of rotary positions needs another setting",
+        "yarn and longrope start from the length of the first training, and longrope has a "
+        "divisor for each pair of rotated channels (kv channels * `--rotary-percent` / 2).",
+        "Give it; `config.json` of a Hugging Face model has it under rope_scaling.",
+    ),
+    "MC0112": Rule(
+        "The bounds of the scaling are in the wrong order",
+        "Channels between the two bounds are blended, so the bound of fast channels must be the "
+        "larger one.",
+        "Exchange or correct the two.",
+    ),
+    "MC0113": Rule(
+        "The window of attention cannot be read",
+        "`--window-size 4095,0` lets a token see itself and the 4095 before it. "
+        "`--window-attn-skip-freq 6` leaves every sixth layer without the window; a list such as "
+        "`[1,1,0]` names each layer.",
+        "Write it in one of these forms.",
+    ),
+    "MC0114": Rule(
+        "The flag needs --window-size",
+        "It is about the layers that have a window, and none has.",
+        "Add `--window-size`, or remove the flag.",
+    ),
+    "MC0115": Rule(
+        "--use-parallel-residual contradicts --apply-residual-connection-post-layernorm",
+        "With the first attention and MLP have one residual, which is not behind two norms.",
+        "Keep one of them.",
+    ),
+    "MC0116": Rule(
+        "Ring attention computes plain causal scores only",
+        "With `--cp-comm-type p2p` keys travel between context-parallel processes in blocks, whose "
+        "attention knows no window, no cap and no other scale.",
+        "Use `--cp-comm-type a2a`, where each process has whole sequences of some heads.",
+    ),
+    "MC0117": Rule(
+        "LongRoPE needs whole sequences",
+        "Its angles depend on the length of the sequence, of which a context-parallel process "
+        "knows a part.",
+        "Use `--context-parallel-size 1`.",
     ),
     # Recompute.
     "MC0151": Rule(

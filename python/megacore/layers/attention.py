@@ -13,6 +13,7 @@ from megacore.layers.linear import Linear, NormLinear
 from megacore.layers.norm import Norm
 from megacore.layers.recompute import Recompute, recomputed
 from megacore.layers.rotary import RotaryTable, rotate
+from megacore.layers.score_attention import Scores
 from megacore.layers.spec import TransformerSpec
 
 
@@ -22,6 +23,7 @@ class AttentionContext:
 
     Attributes:
         rotary: Angles of the tokens, or None.
+        local_rotary: Those in layers with a window; None for the same.
         document_lengths: Tokens of each packed document of the flattened batch, or None.
         cache: Keys and values of earlier tokens, or None.
         cache_positions: [B, n] positions in the cache of the tokens of this pass; None when all
@@ -29,6 +31,7 @@ class AttentionContext:
     """
 
     rotary: RotaryTable | None = None
+    local_rotary: RotaryTable | None = None
     document_lengths: tuple[int, ...] | None = None
     cache: KVCache | None = None
     cache_positions: Tensor | None = None
@@ -39,21 +42,21 @@ class CoreAttention(nn.Module):
 
     Args:
         spec: Shape and numerics.
-        layer_scale: Scores are computed this many times smaller and multiplied back.
+        scores: Scale, cap and window of this layer.
     """
 
-    def __init__(self, spec: TransformerSpec, *, layer_scale: int) -> None:
+    def __init__(self, spec: TransformerSpec, *, scores: Scores) -> None:
         super().__init__()
         self.dropout = spec.attention_dropout
-        self.layer_scale = layer_scale
+        self.scores = scores
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
         """Attend with q [B, S, G, R, D], k and v [B, S, G, D]; returns [B, S, G * R * D]."""
         dropout = self.dropout if self.training else 0.0
         if context.document_lengths is None:
-            return causal_attention(q, k, v, dropout=dropout, layer_scale=self.layer_scale)
+            return causal_attention(q, k, v, dropout=dropout, scores=self.scores)
         return packed_attention(
-            q, k, v, context.document_lengths, dropout=dropout, layer_scale=self.layer_scale
+            q, k, v, context.document_lengths, dropout=dropout, scores=self.scores
         )
 
 
@@ -88,8 +91,13 @@ class SelfAttention(nn.Module):
         self.layer_idx = layer_idx
         self.recompute_core = recompute_core
         self.recomputed: Recompute = recomputed
-        self.layer_scale = layer_idx + 1 if spec.scale_by_layer else 1
-        self.core_attention: nn.Module = CoreAttention(spec, layer_scale=self.layer_scale)
+        self.scores = Scores(
+            scale=spec.softmax_scale,
+            layer_scale=layer_idx + 1 if spec.scale_by_layer else 1,
+            softcap=spec.attention_softcap,
+            window=spec.window_of(layer_idx),
+        )
+        self.core_attention: nn.Module = CoreAttention(spec, scores=self.scores)
         qkv_size = (spec.num_heads + 2 * spec.num_groups) * spec.head_dim
         self.linear_qkv = NormLinear(
             spec.hidden_size,
@@ -117,9 +125,12 @@ class SelfAttention(nn.Module):
         q, k, v = self._project(x)
         if self.q_layernorm is not None and self.k_layernorm is not None:
             q, k = self.q_layernorm(q), self.k_layernorm(k)
-        if context.rotary is not None:
-            q = rotate(q.flatten(2, 3), context.rotary).view(q.shape)
-            k = rotate(k, context.rotary)
+        rotary = context.rotary
+        if self.scores.window is not None and context.local_rotary is not None:
+            rotary = context.local_rotary
+        if rotary is not None:
+            q = rotate(q.flatten(2, 3), rotary).view(q.shape)
+            k = rotate(k, rotary)
         if context.cache is not None:
             out = self._attend_cached(q, k, v, context)
         elif self.recompute_core and self.training and torch.is_grad_enabled():
@@ -149,7 +160,5 @@ class SelfAttention(nn.Module):
         first = cache.empty
         keys, values = cache.store(self.layer_idx, k, v)
         if first:
-            return causal_attention(q, k, v, layer_scale=self.layer_scale)
-        return cached_attention(
-            q, keys, values, context.cache_positions, layer_scale=self.layer_scale
-        )
+            return causal_attention(q, k, v, scores=self.scores)
+        return cached_attention(q, keys, values, context.cache_positions, scores=self.scores)

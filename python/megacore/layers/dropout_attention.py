@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megacore.layers.score_attention import PLAIN, Scores, visible_keys
+
 _LEVELS = 1 << 16
 
 
@@ -45,24 +47,26 @@ def keep_mask(
 
 class _DropoutAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, drop: float, layer_scale: int) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, drop: float, scores: Scores) -> Tensor:
         batch, length, groups, ratio, width = q.shape
-        scale = 1.0 / (math.sqrt(width) * layer_scale)
+        scale = scores.factor(width)
         rows = q.permute(0, 2, 3, 1, 4).reshape(batch * groups, ratio * length, width)
         keys = k.transpose(1, 2).reshape(batch * groups, length, width)
         values = v.transpose(1, 2).reshape(batch * groups, length, width)
-        hidden = torch.ones(length, length, dtype=torch.bool).triu_(1)
+        places = torch.arange(length)
+        hidden = ~visible_keys(places, places, scores.window)
         bias = torch.zeros(length, length, dtype=q.dtype).masked_fill_(hidden, float("-inf"))
         bias = bias.repeat(ratio, 1).expand(batch * groups, -1, -1)
-        scores = torch.baddbmm(bias, rows, keys.transpose(1, 2), alpha=scale)
+        layer_scale = scores.layer_scale
+        found = torch.baddbmm(bias, rows, keys.transpose(1, 2), alpha=scale / layer_scale)
         if layer_scale != 1:
-            scores = scores.float().mul_(layer_scale).to(q.dtype)
-        weights = scores.softmax(-1)
+            found = found.float().mul_(layer_scale).to(q.dtype)
+        weights = found.softmax(-1)
         keep, keep_probability = keep_mask(weights.shape, drop)
         rescale = 1.0 / keep_probability if keep_probability > 0.0 else 0.0
         out = torch.bmm((weights * keep).mul_(rescale), values)
         ctx.save_for_backward(rows, keys, values, weights, keep)
-        ctx.shape, ctx.rescale = q.shape, rescale
+        ctx.shape, ctx.rescale, ctx.scale = q.shape, rescale, scale
         return out.view(batch, groups, ratio, length, width).permute(0, 3, 1, 2, 4)
 
     @staticmethod
@@ -75,9 +79,8 @@ class _DropoutAttention(torch.autograd.Function):
         d_weights = torch.bmm(grad, values.transpose(1, 2)).mul_(keep).mul_(ctx.rescale)
         d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
         # The two layer factors cancel in the gradient.
-        scale = 1.0 / math.sqrt(width)
-        d_rows = torch.bmm(d_scores, keys).mul_(scale)
-        d_keys = torch.bmm(d_scores.transpose(1, 2), rows).mul_(scale)
+        d_rows = torch.bmm(d_scores, keys).mul_(ctx.scale)
+        d_keys = torch.bmm(d_scores.transpose(1, 2), rows).mul_(ctx.scale)
         d_q = d_rows.view(batch, groups, ratio, length, width).permute(0, 3, 1, 2, 4)
         shape = (batch, groups, length, width)
         d_k, d_v = d_keys.view(shape).transpose(1, 2), d_values.view(shape).transpose(1, 2)
@@ -85,7 +88,7 @@ class _DropoutAttention(torch.autograd.Function):
 
 
 def dropout_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, dropout: float, layer_scale: int = 1
+    q: Tensor, k: Tensor, v: Tensor, *, dropout: float, scores: Scores = PLAIN
 ) -> Tensor:
     """Causal attention on a CPU, dropping attention weights.
 
@@ -94,11 +97,11 @@ def dropout_attention(
         k: [B, S, G, D].
         v: [B, S, G, D].
         dropout: Drop probability.
-        layer_scale: Scores are computed this many times smaller and multiplied back in float32.
+        scores: Scale and window; no cap.
 
     Returns:
         [B, S, G, R, D].
     """
-    result = _DropoutAttention.apply(q, k, v, dropout, layer_scale)
+    result = _DropoutAttention.apply(q, k, v, dropout, scores)
     assert isinstance(result, Tensor)
     return result

@@ -77,6 +77,7 @@ class Embedding(nn.Module):
         num_positions: Rows of the position table; None for no learned positions.
         dropout: Drop probability in training.
         fp32_residual: Return float32 whatever the dtype of the tables (but float64).
+        scale: Word embeddings are multiplied by this, rounded to `dtype`; None for not.
         dtype: Dtype of the tables.
         device: Device of the tables.
     """
@@ -89,12 +90,14 @@ class Embedding(nn.Module):
         num_positions: int | None,
         dropout: float,
         fp32_residual: bool,
+        scale: float | None = None,
         dtype: torch.dtype,
         device: torch.device | str | None,
     ) -> None:
         super().__init__()
         self.dropout: nn.Module = Dropout(dropout)
         self.fp32_residual = fp32_residual
+        self.scale = None if scale is None else torch.tensor(scale, dtype=dtype).item()
         self.word_embeddings = Table(vocab_size, hidden_size, dtype=dtype, device=device)
         self.position_embeddings: Table | None = None
         if num_positions is not None:
@@ -103,6 +106,8 @@ class Embedding(nn.Module):
     def forward(self, tokens: Tensor, position_ids: Tensor) -> Tensor:
         """Embed `tokens` [B, S] at `position_ids` [B or 1, S]; returns [B, S, H]."""
         x = self.word_embeddings(tokens)
+        if self.scale is not None:
+            x = x * self.scale
         if self.position_embeddings is not None:
             x = x + self.position_embeddings(position_ids)
         if self.fp32_residual:

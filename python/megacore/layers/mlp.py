@@ -11,15 +11,16 @@ from megacore.layers.spec import Activation, TransformerSpec
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
-    """Apply the non-linearity to `x` [..., F] (gated: [..., 2F], gate first); returns [..., F]."""
+    """Apply the non-linearity to `x` elementwise."""
     if activation == "gelu_tanh":
         return F.gelu(x, approximate="tanh")
     if activation == "gelu_erf":
         return F.gelu(x)
+    if activation == "gelu_quick":
+        return x * torch.sigmoid(1.702 * x)
     if activation == "squared_relu":
         return F.relu(x).square()
-    gate, value = x.chunk(2, dim=-1)
-    return F.silu(gate) * value
+    return F.silu(x)
 
 
 class MLP(nn.Module):
@@ -34,10 +35,11 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         self.activation = spec.activation
+        self.gated = spec.gated_mlp
         inner = spec.ffn_hidden_size
         self.linear_fc1 = NormLinear(
             spec.hidden_size,
-            2 * inner if spec.activation == "swiglu" else inner,
+            2 * inner if spec.gated_mlp else inner,
             bias=spec.linear_bias,
             spec=spec,
             dtype=dtype,
@@ -49,5 +51,11 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised `x` [..., H] to the branch's output [..., H]."""
-        out: Tensor = self.linear_fc2(activate(self.linear_fc1(x), self.activation))
+        inner = self.linear_fc1(x)
+        if self.gated:
+            gate, value = inner.chunk(2, dim=-1)
+            inner = activate(gate, self.activation) * value
+        else:
+            inner = activate(inner, self.activation)
+        out: Tensor = self.linear_fc2(inner)
         return out

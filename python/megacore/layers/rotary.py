@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from megacore.layers.rotary_scaling import LongRopeScaling, frequencies
 from megacore.layers.spec import RotarySpec
 
 
@@ -22,14 +23,37 @@ class RotaryTable(NamedTuple):
     interleaved: bool
 
 
-def rotary_table(position_ids: Tensor, spec: RotarySpec, *, dtype: torch.dtype) -> RotaryTable:
-    """Angles for `position_ids` [B or 1, S]; computed in float32, or in float64 for float64."""
+def rotary_table(
+    position_ids: Tensor, spec: RotarySpec, *, dtype: torch.dtype, length: int | None = None
+) -> RotaryTable:
+    """Angles for `position_ids` [B or 1, S]; computed in float32, or in float64 for float64.
+
+    Args:
+        position_ids: int64.
+        spec: Lanes, wavelengths and scaling.
+        dtype: That of the model.
+        length: Tokens that the sequence is going to have; default each row's largest position
+            plus one. Only a scaling that depends on the length reads it.
+    """
     precision = torch.float64 if dtype == torch.float64 else torch.float32
-    lanes = torch.arange(0, spec.dim, 2, dtype=precision, device=position_ids.device)
-    frequencies = spec.base ** -(lanes / spec.dim)
+    seen: Tensor | int = 0 if length is None else length
+    if length is None and isinstance(spec.scaling, LongRopeScaling):
+        # Stays on the device: nothing waits for it.
+        seen = position_ids.amax(-1)[:, None, None] + 1
+    lanes, factor = frequencies(
+        spec.dim,
+        spec.base,
+        spec.scaling,
+        length=seen,
+        dtype=precision,
+        device=position_ids.device,
+    )
     positions = position_ids.to(precision) / spec.interpolation
-    angles = (positions[..., None] * frequencies)[:, :, None, :]
-    return RotaryTable(angles.cos(), angles.sin(), spec.interleaved)
+    angles = (positions[..., None] * lanes)[:, :, None, :]
+    cos, sin = angles.cos(), angles.sin()
+    if factor != 1.0:
+        cos, sin = cos * factor, sin * factor
+    return RotaryTable(cos, sin, spec.interleaved)
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
@@ -51,7 +75,7 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
 
 
 class _Rotate(torch.autograd.Function):
-    """A rotation; its gradient is the rotation by the opposite angle."""
+    """A rotation; its gradient is the rotation by the opposite angle (and factor of the table)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:

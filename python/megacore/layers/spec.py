@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Activation = Literal["gelu_tanh", "gelu_erf", "swiglu", "squared_relu"]
+from megacore.layers.rotary_scaling import RotaryScaling
+
+Activation = Literal["gelu_tanh", "gelu_erf", "gelu_quick", "silu", "squared_relu"]
 NormKind = Literal["LayerNorm", "RMSNorm"]
 RecomputeKind = Literal["none", "selective", "uniform", "block"]
 
@@ -19,12 +21,27 @@ class RotarySpec:
         base: Base of the geometric series of wavelengths.
         interleaved: Pair lanes (0, 1), (2, 3), ... instead of (0, dim/2), (1, dim/2 + 1), ...
         interpolation: Positions are divided by this before use.
+        scaling: How the wavelengths are stretched, or None.
     """
 
     dim: int
     base: float
     interleaved: bool
     interpolation: float
+    scaling: RotaryScaling | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowSpec:
+    """Attention to the nearest tokens only, in some of the layers.
+
+    Attributes:
+        tokens: Tokens that a query sees, itself included.
+        layers: For each layer whether it has the window; the others see everything.
+    """
+
+    tokens: int
+    layers: tuple[bool, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +73,7 @@ class TransformerSpec:
         norm_epsilon: Added to the variance (LayerNorm) or mean square (RMSNorm).
         zero_centered_norm: Norm weights are stored minus one.
         activation: Non-linearity of the MLP.
+        gated_mlp: `linear_fc1` has two halves; activation(first) * second.
         linear_bias: Biases in all linear layers.
         qkv_bias: Bias in the query/key/value projection.
         qk_layernorm: Norm over the head width of q and k, before rotation.
@@ -66,6 +84,14 @@ class TransformerSpec:
         scale_by_layer: Queries are additionally divided by the layer number and the scores
             multiplied back after the product, which keeps float16 products in range.
         rotary: Rotary embedding, or None.
+        local_rotary: That of layers with a window, where it is another one.
+        window: Which layers see the nearest tokens only; None for no layer.
+        softmax_scale: Scores are multiplied by this; None for 1 / sqrt(D).
+        attention_softcap: Scores s become cap * tanh(s / cap); None for no cap.
+        logit_softcap: The same for the logits of the model.
+        scale_embeddings: Word embeddings are multiplied by sqrt(H), rounded to their dtype.
+        post_branch_norm: A norm behind each branch, before it is added to the residual stream.
+        parallel_residual: Attention and MLP both read the input of the layer.
     """
 
     num_layers: int
@@ -78,6 +104,7 @@ class TransformerSpec:
     norm_epsilon: float
     zero_centered_norm: bool
     activation: Activation
+    gated_mlp: bool
     linear_bias: bool
     qkv_bias: bool
     qk_layernorm: bool
@@ -87,3 +114,17 @@ class TransformerSpec:
     hidden_dropout: float
     scale_by_layer: bool
     rotary: RotarySpec | None
+    local_rotary: RotarySpec | None = None
+    window: WindowSpec | None = None
+    softmax_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    scale_embeddings: bool = False
+    post_branch_norm: bool = False
+    parallel_residual: bool = False
+
+    def window_of(self, layer_idx: int) -> int | None:
+        """Tokens that a query of this layer sees, or None for all before it."""
+        if self.window is None or not self.window.layers[layer_idx]:
+            return None
+        return self.window.tokens

@@ -17,7 +17,11 @@ from megacore.layers.spec import RecomputeSpec, TransformerSpec
 
 
 class TransformerLayer(nn.Module):
-    """x + dropout(attention(norm(x))), then the same with the MLP."""
+    """x + dropout(attention(norm(x))), then the same with the MLP.
+
+    With `parallel_residual` the MLP reads x too; with `post_branch_norm` a second norm stands
+    behind each branch.
+    """
 
     def __init__(
         self,
@@ -34,14 +38,26 @@ class TransformerLayer(nn.Module):
             spec, layer_idx=layer_idx, recompute_core=recompute_core, dtype=dtype, device=device
         )
         self.mlp = MLP(spec, dtype=dtype, device=device)
+        self.post_attention_layernorm: Norm | None = None
+        self.post_mlp_layernorm: Norm | None = None
+        if spec.post_branch_norm:
+            width = spec.hidden_size
+            self.post_attention_layernorm = Norm(width, spec=spec, dtype=dtype, device=device)
+            self.post_mlp_layernorm = Norm(width, spec=spec, dtype=dtype, device=device)
         self.hidden_dropout: nn.Module = Dropout(spec.hidden_dropout)
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         """Map the residual stream `x` [B, S, H] to the next one."""
         normed = self.self_attention.linear_qkv.normalized(x)
-        x = self._add(x, normed, self.self_attention(normed, context))
-        normed = self.mlp.linear_fc1.normalized(x)
-        return self._add(x, normed, self.mlp(normed))
+        attended = self.self_attention(normed, context)
+        if self.post_attention_layernorm is not None:
+            attended = self.post_attention_layernorm(attended)
+        middle = self._add(x, normed, attended)
+        normed = self.mlp.linear_fc1.normalized(x if self.spec.parallel_residual else middle)
+        branch = self.mlp(normed)
+        if self.post_mlp_layernorm is not None:
+            branch = self.post_mlp_layernorm(branch)
+        return self._add(middle, normed, branch)
 
     def _add(self, x: Tensor, normed: Tensor, branch: Tensor) -> Tensor:
         residual = normed if self.spec.residual_after_norm else x

@@ -10,10 +10,12 @@ from megacore.config.faults import fault, required
 from megacore.config.fields import flag
 from megacore.config.settings import refuse, value_faults
 from megacore.errors import Fault
+from megacore.models.positions import PositionConfig
+from megacore.models.window import parse_window, window_layers
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(PositionConfig):
     """Architecture, initialisation and numerics of a decoder-only transformer."""
 
     GROUP: ClassVar[str] = "model"
@@ -33,7 +35,7 @@ class ModelConfig:
     ffn_hidden_size: int | None = flag(
         "--ffn-hidden-size",
         default=None,
-        help="MLP inner width; default 4*h, or int((4*h*2/3)/64)*64 with --swiglu",
+        help="MLP inner width; default 4*h, or int((4*h*2/3)/64)*64 with --swiglu or --geglu",
         bounds="[1, inf)",
     )
     num_attention_heads: int | None = flag(
@@ -58,49 +60,6 @@ class ModelConfig:
         default=1,
         help="number of K/V groups when GQA is on",
         bounds="[1, inf)",
-    )
-    max_position_embeddings: int | None = flag(
-        "--max-position-embeddings",
-        default=None,
-        help="longest sequence in positions; at least --seq-length, and its default without a "
-        "learned table; required with one",
-        bounds="[1, inf)",
-    )
-    position_embedding_type: str = flag(
-        "--position-embedding-type",
-        default="learned_absolute",
-        choices=("learned_absolute", "rope", "none"),
-        help="absolute table, rotary, or nothing",
-    )
-    use_rotary_position_embeddings: bool = flag(
-        "--use-rotary-position-embeddings",
-        default=False,
-        help="old spelling; forces position type rope",
-    )
-    rotary_base: int = flag(
-        "--rotary-base", default=10000, help="rope theta base (int)", bounds="[1, inf)"
-    )
-    rotary_percent: float = flag(
-        "--rotary-percent",
-        default=1.0,
-        help="fraction of head dim that is rotated",
-        bounds="(0, 1]",
-    )
-    rotary_interleaved: bool = flag(
-        "--rotary-interleaved",
-        default=False,
-        help="rotate pairs of neighbouring channels instead of first with second half",
-    )
-    rotary_seq_len_interpolation_factor: int | None = flag(
-        "--rotary-seq-len-interpolation-factor",
-        default=None,
-        help="divide positions by this before rotating",
-        bounds="[1, inf)",
-    )
-    add_position_embedding: bool = flag(
-        "--no-position-embedding",
-        default=True,
-        help="deprecated; only with rotary positions, where it changes nothing",
     )
     make_vocab_size_divisible_by: int = flag(
         "--make-vocab-size-divisible-by",
@@ -135,6 +94,14 @@ class ModelConfig:
         help="activation relu(x)^2; exclusive with --swiglu",
     )
     swiglu: bool = flag("--swiglu", default=False, help="gated SiLU MLP (fc1 twice as wide)")
+    geglu: bool = flag(
+        "--geglu",
+        default=False,
+        help="gated GELU MLP (fc1 twice as wide), GELU in the form that the other flags say",
+    )
+    quick_gelu: bool = flag(
+        "--quick-gelu", default=False, help="GELU as x * sigmoid(1.702 x); exclusive with others"
+    )
     untie_embeddings_and_output_weights: bool = flag(
         "--untie-embeddings-and-output-weights",
         default=False,
@@ -188,6 +155,52 @@ class ModelConfig:
         help="divide attention scores by the layer number and multiply back in the softmax",
     )
     qk_layernorm: bool = flag("--qk-layernorm", default=False, help="LayerNorm on Q and K heads")
+    window_size: str | None = flag(
+        "--window-size",
+        default=None,
+        metavar="LEFT,RIGHT",
+        help="attention to the LEFT tokens before a token and itself only; RIGHT is 0",
+    )
+    window_attn_skip_freq: str | None = flag(
+        "--window-attn-skip-freq",
+        default=None,
+        metavar="N or [1,1,0]",
+        help="layers without the window: every N-th one, or the zeros of a list of all layers; "
+        "default none",
+    )
+    softmax_scale: float | None = flag(
+        "--softmax-scale",
+        default=None,
+        help="factor of attention scores; default 1 / sqrt(channels of a head)",
+        bounds="(0, inf)",
+    )
+    attn_logit_softcapping: float | None = flag(
+        "--attn-logit-softcapping",
+        default=None,
+        help="attention scores s become cap * tanh(s / cap)",
+        bounds="(0, inf)",
+    )
+    final_logit_softcapping: float | None = flag(
+        "--final-logit-softcapping",
+        default=None,
+        help="logits x become cap * tanh(x / cap)",
+        bounds="(0, inf)",
+    )
+    scale_embeddings: bool = flag(
+        "--scale-embeddings",
+        default=False,
+        help="word embeddings times the square root of the hidden size",
+    )
+    sandwich_norm: bool = flag(
+        "--sandwich-norm",
+        default=False,
+        help="a norm also behind attention and MLP, before they are added to the residual",
+    )
+    parallel_residual: bool = flag(
+        "--use-parallel-residual",
+        default=False,
+        help="attention and MLP both read the input of the layer",
+    )
 
     @property
     def depth(self) -> int | None:
@@ -195,9 +208,9 @@ class ModelConfig:
         return self.num_layers if self.num_layers is not None else self.encoder_num_layers
 
     @property
-    def position_kind(self) -> str:
-        """Kind of positions, the old spelling of rotary positions included."""
-        return "rope" if self.use_rotary_position_embeddings else self.position_embedding_type
+    def gated(self) -> bool:
+        """Whether the MLP has a gate."""
+        return self.swiglu or self.geglu
 
     @property
     def head_width(self) -> int | None:
@@ -225,13 +238,45 @@ class ModelConfig:
             }
             yield fault("MC0102", given, allowed="one of them")
         yield from self._head_faults()
-        if self.squared_relu and self.swiglu:
-            yield fault("MC0105", {"--squared-relu": "", "--swiglu": ""}, allowed="one of them")
-        if not self.add_position_embedding and self.position_kind == "learned_absolute":
-            yield fault("MC0107", {"--position-embedding-type": self.position_embedding_type})
-        if self.use_rotary_position_embeddings and self.position_embedding_type == "none":
-            given = {"--use-rotary-position-embeddings": "", "--position-embedding-type": "none"}
-            yield fault("MC0108", given, allowed="one of them")
+        yield from self.position_faults(self.head_width)
+        kinds = {
+            "--squared-relu": self.squared_relu,
+            "--swiglu": self.swiglu,
+            "--geglu": self.geglu,
+        }
+        chosen: dict[str, object] = {name: "" for name, is_on in kinds.items() if is_on}
+        if len(chosen) > 1:
+            yield fault("MC0105", chosen, allowed="one of them")
+        if self.quick_gelu and (self.squared_relu or self.swiglu or self.openai_gelu):
+            other = "--openai-gelu" if self.openai_gelu else next(iter(chosen))
+            yield fault("MC0105", {"--quick-gelu": "", other: ""}, allowed="one of them")
+        if self.parallel_residual and self.apply_residual_connection_post_layernorm:
+            given = {
+                "--use-parallel-residual": "",
+                "--apply-residual-connection-post-layernorm": "",
+            }
+            yield fault("MC0115", given, allowed="one of them")
+        yield from self._window_faults()
+
+    def _window_faults(self) -> Iterator[Fault]:
+        given: dict[str, object]
+        if self.window_size is None:
+            for name, value in (
+                ("--window-attn-skip-freq", self.window_attn_skip_freq),
+                ("--rotary-base-local", self.rotary_base_local),
+            ):
+                if value is not None:
+                    yield fault("MC0114", {name: value})
+            return
+        try:
+            parse_window(self.window_size)
+        except ValueError as error:
+            yield fault("MC0113", {"--window-size": self.window_size}, more=str(error))
+        try:
+            window_layers(self.window_attn_skip_freq, self.depth or 1)
+        except ValueError as error:
+            given = {"--window-attn-skip-freq": self.window_attn_skip_freq}
+            yield fault("MC0113", given, more=str(error))
 
     def _head_faults(self) -> Iterator[Fault]:
         given: dict[str, object]
@@ -243,12 +288,6 @@ class ModelConfig:
             if self.group_query_attention and groups > 0 and heads % groups:
                 given = {"--num-query-groups": groups, "--num-attention-heads": heads}
                 yield fault("MC0104", given, allowed=f"a divisor of {heads}")
-        width = self.head_width
-        if width is not None and self.position_kind == "rope":
-            rotated = int(width * self.rotary_percent)
-            if rotated < 2 or rotated % 2:
-                given = {"--rotary-percent": self.rotary_percent, "channels of a head": width}
-                yield fault("MC0106", given, more=f"{rotated}", allowed="2, 4, 6, ...")
 
     def resolved(self) -> ModelConfig:
         """A copy in which everything that can be derived is filled.
@@ -260,7 +299,7 @@ class ModelConfig:
         hidden, heads, depth = self.hidden_size, self.num_attention_heads, self.depth
         assert hidden is not None  # faults() has refused None
         assert heads is not None
-        ffn = max(int((4 * hidden * 2 / 3) / 64), 1) * 64 if self.swiglu else 4 * hidden
+        ffn = max(int((4 * hidden * 2 / 3) / 64), 1) * 64 if self.gated else 4 * hidden
         return replace(
             self,
             num_layers=depth,
@@ -269,6 +308,8 @@ class ModelConfig:
             kv_channels=self.kv_channels or hidden // heads,
             num_query_groups=self.num_query_groups if self.group_query_attention else heads,
             position_embedding_type=self.position_kind,
+            rope_scaling_type=self.scaling_kind,
+            rope_scaling_original_length=self.original_length,
             bias_gelu_fusion=self.bias_gelu_fusion and self.add_bias_linear,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,8 @@ from megacore.layers.cross_entropy import TokenLoss
 from megacore.layers.embedding import Embedding
 from megacore.layers.kv_cache import KVCache
 from megacore.layers.linear import Product
-from megacore.layers.rotary import rotary_table
+from megacore.layers.rotary import RotaryTable, rotary_table
+from megacore.layers.spec import RotarySpec
 from megacore.layers.transformer import TransformerBlock
 from megacore.models.config import ModelConfig, RecomputeConfig
 from megacore.models.resolve import recompute_spec, transformer_spec
@@ -103,6 +105,7 @@ class GPTModel(nn.Module):
             num_positions=self.max_positions,
             dropout=spec.hidden_dropout,
             fp32_residual=spec.fp32_residual,
+            scale=math.sqrt(spec.hidden_size) if spec.scale_embeddings else None,
             dtype=dtype,
             device=device,
         )
@@ -170,7 +173,8 @@ class GPTModel(nn.Module):
         assert self.output_layer is not None
         tied_weight = None if self.embedding is None else self.embedding.word_embeddings.weight
         logits: Tensor = self.output_layer(hidden, tied_weight)
-        return logits
+        cap = self.spec.logit_softcap
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def _hidden(
         self,
@@ -197,11 +201,11 @@ class GPTModel(nn.Module):
             if cache is not None:
                 raise UsageError("packed documents (cu_seqlens) cannot be used with a cache")
             document_lengths = _document_lengths(cu_seqlens)
-        rotary = None
-        if self.spec.rotary is not None:
-            rotary = rotary_table(position_ids, self.spec.rotary, dtype=self.dtype)
+        # A sequence that is being generated keeps the angles of its final length.
+        final = None if cache is None else cache.capacity
         context = AttentionContext(
-            rotary=rotary,
+            rotary=self._angles(self.spec.rotary, position_ids, final),
+            local_rotary=self._angles(self.spec.local_rotary, position_ids, final),
             document_lengths=document_lengths,
             cache=cache,
             cache_positions=cache_positions,
@@ -212,6 +216,13 @@ class GPTModel(nn.Module):
             raise UsageError("a part of a model without embedding needs hidden states")
         output: Tensor = self.decoder(hidden, context)
         return output
+
+    def _angles(
+        self, spec: RotarySpec | None, position_ids: Tensor, length: int | None
+    ) -> RotaryTable | None:
+        if spec is None:
+            return None
+        return rotary_table(position_ids, spec, dtype=self.dtype, length=length)
 
     def _check_length(self, length: int) -> None:
         if self.max_positions is not None and length > self.max_positions:

@@ -32,6 +32,8 @@ from torch import Tensor, nn
 from megacore.data.loader import Batch
 from megacore.errors import UsageError
 from megacore.layers.attention import AttentionContext, SelfAttention
+from megacore.layers.rotary_scaling import LongRopeScaling
+from megacore.layers.score_attention import Scores
 from megacore.models.gpt import GPTModel
 from megacore.parallel.context_exchange import gather_heads, gather_tokens
 from megacore.parallel.context_plan import local_part, ring_plan
@@ -109,21 +111,34 @@ def apply_context_parallel(model: GPTModel, group: Group, *, comm_type: str = "p
         comm_type: "p2p" sends keys and values round a ring, "a2a" exchanges heads for tokens.
 
     Raises:
-        UsageError: The groups of heads cannot be divided among the ranks ("a2a").
+        UsageError: The groups of heads cannot be divided among the ranks ("a2a"), the ring cannot
+            compute the scores ("p2p"), or angles depend on the length of the whole sequence.
     """
     if group.size == 1:
         return
+    rotary = model.spec.rotary
+    if rotary is not None and isinstance(rotary.scaling, LongRopeScaling):
+        raise UsageError("LongRoPE needs whole sequences, not those of context parallelism")
     for layer in model.decoder.layers.values():
         attention = layer.self_attention
         assert isinstance(attention, SelfAttention)
         core: nn.Module
         if comm_type == "p2p":
+            _check_scores(attention)
             core = RingAttention(dropout=attention.spec.attention_dropout, group=group)
         else:
             _check_groups(attention, group)
             core = ExchangeAttention(attention.core_attention, group=group)
         attention.add_module("core_attention", core)
     model.register_forward_pre_hook(_check_positions, with_kwargs=True)
+
+
+def _check_scores(attention: SelfAttention) -> None:
+    if attention.scores != Scores(layer_scale=attention.scores.layer_scale):
+        raise UsageError(
+            "--cp-comm-type p2p: ring attention knows no window, no cap and no other scale of the "
+            f"scores, found {attention.scores}; use a2a"
+        )
 
 
 def _check_groups(attention: SelfAttention, group: Group) -> None:

@@ -64,6 +64,7 @@ def model_faults(
         seq_length: Tokens of a sequence, if known.
     """
     yield from _tensor_faults(parallel, model)
+    yield from _context_faults(parallel, model)
     yield from _layer_faults(parallel, model.depth)
     yield from _sequence_faults(parallel, seq_length)
     if parallel.distribute_saved_activations and recompute.recompute_granularity != "full":
@@ -100,6 +101,27 @@ def _tensor_faults(parallel: ParallelConfig, model: ModelConfig) -> Iterator[Fau
             "--cp-comm-type": "a2a",
         }
         yield fault("MC0916", given, allowed=f"a multiple of {parts}, or --cp-comm-type p2p")
+
+
+def _context_faults(parallel: ParallelConfig, model: ModelConfig) -> Iterator[Fault]:
+    degree = parallel.context_parallel_size
+    if degree == 1:
+        return
+    if model.scaling_kind == "longrope":
+        given: dict[str, object] = {
+            "--rope-scaling-type": "longrope",
+            "--context-parallel-size": degree,
+        }
+        yield fault("MC0117", given, allowed="--context-parallel-size 1")
+    values: dict[str, object] = {
+        "--window-size": model.window_size,
+        "--attn-logit-softcapping": model.attn_logit_softcapping,
+        "--softmax-scale": model.softmax_scale,
+    }
+    for name, value in values.items():
+        if value is not None and parallel.cp_comm_type == "p2p":
+            given = {name: value, "--context-parallel-size": degree, "--cp-comm-type": "p2p"}
+            yield fault("MC0116", given, allowed="--cp-comm-type a2a")
 
 
 def _layer_faults(parallel: ParallelConfig, layers: int | None) -> Iterator[Fault]:

@@ -68,6 +68,7 @@ GPT_SPLITS = (
     LayerSplit(layers="decoder.layers.*.self_attention.linear_proj", split="row"),
     LayerSplit(layers="decoder.layers.*.mlp.linear_fc1", split="column", gated=True),
     LayerSplit(layers="decoder.layers.*.mlp.linear_fc2", split="row"),
+    LayerSplit(layers="decoder.layers.*.post_*_layernorm", split="tokens"),
     LayerSplit(layers="decoder.final_layernorm", split="tokens"),
     LayerSplit(layers="output_layer", split="column"),
 )
@@ -118,7 +119,7 @@ def apply_tensor_parallel(
         overlap=overlap,
         store=store,
     )
-    gated = model.spec.activation == "swiglu"
+    gated = model.spec.gated_mlp
     owners = {name: module for name, module in model.named_modules() if module._parameters}
     faults, layouts = list(_head_faults(model, group)), {}
     for name, module in owners.items():

@@ -23,7 +23,7 @@ class ModelShape:
     groups: int
     head_width: int
     ffn: int
-    swiglu: bool
+    gated: bool
     untied: bool
     padded_vocab: int
     seq_length: int
@@ -40,7 +40,7 @@ class ModelShape:
             groups=model.num_query_groups if model.group_query_attention else heads,
             head_width=model.kv_channels or hidden // heads,
             ffn=model.ffn_hidden_size or 4 * hidden,
-            swiglu=model.swiglu,
+            gated=model.gated,
             untied=model.untie_embeddings_and_output_weights,
             padded_vocab=padded_vocab,
             seq_length=seq_length,
@@ -54,7 +54,7 @@ class ModelShape:
     @property
     def ffn_ratio(self) -> float:
         """f/h, half as much again for a gated MLP (three matrices instead of two)."""
-        return self.ffn / self.hidden * (1.5 if self.swiglu else 1.0)
+        return self.ffn / self.hidden * (1.5 if self.gated else 1.0)
 
 
 def training_flops(shape: ModelShape, batch_size: int, *, causal: bool = False) -> float:
