@@ -18,6 +18,7 @@ from megacore.parallel.pipeline_plan import Pipeline
 from megacore.training.agreement import summed
 from megacore.training.feed import Cut, Feed, token_loss_sum
 from megacore.training.learner import Learner
+from megacore.training.pipeline_trace import PipelineTraces
 from megacore.training.profiling import Profiler
 from megacore.training.run_config import RunConfig
 from megacore.training.timers import Timers
@@ -93,6 +94,7 @@ class Passes:
         device: Where the stages are.
         timers: Timers of the run.
         profiler: Names the parts of the pass.
+        pipeline_traces: Keeps what the pipeline did in profiled iterations.
         cut: Takes this process's part of the sequences; None: all of them.
     """
 
@@ -105,6 +107,7 @@ class Passes:
         device: torch.device,
         timers: Timers,
         profiler: Profiler,
+        pipeline_traces: PipelineTraces,
         cut: Cut | None = None,
     ) -> None:
         self._model = learner.model
@@ -113,6 +116,7 @@ class Passes:
         self._device = device
         self._timers = timers
         self._profiler = profiler
+        self._pipeline_traces = pipeline_traces
         self._per_token_loss = run.training.calculate_per_token_loss
         self._cut = cut
         self._keep = run.training.trace_nan
@@ -145,8 +149,10 @@ class Passes:
             done.divisor = num_microbatches / self._groups.cp.size
         if self._pipeline is not None:
             done.scale = self._optimizer.loss_scale
-            trace = self._pipeline.runner(num_microbatches).run().trace
+            runner = self._pipeline.runner(num_microbatches)
+            trace = runner.run().trace
             self._count_backward(trace)
+            self._pipeline_traces.record(runner.schedule, trace)
         else:
             self._loop(num_microbatches)
         return self._result([done])

@@ -36,6 +36,10 @@ class Profiler:
         directory: Where traces and tables are written.
         say: Prints a line that tells where things are.
 
+    Attributes:
+        iteration: The running iteration, counted from 1, if it lies in the window; the same on all
+            ranks, profiled or not.
+
     Raises:
         UsageError: Memory history was asked for on a device that cannot record it.
     """
@@ -64,6 +68,7 @@ class Profiler:
         self._profiler: torch.profiler.profile | None = None
         self._running = False
         self._first = 0
+        self.iteration: int | None = None
         self._records_memory = config.record_memory_history and rank in config.profile_ranks
         if self._records_memory:
             torch.cuda.memory._record_memory_history(max_entries=100_000)
@@ -79,6 +84,8 @@ class Profiler:
     def before_iteration(self, done: int) -> None:
         """Open the window when `done` iterations are behind us and the next one lies in it."""
         start, end = self._config.profile_step_start, self._config.profile_step_end
+        in_window = self._config.profile and start <= done < end
+        self.iteration = done + 1 if in_window else None
         if not self._on or self._running or not start <= done < end:
             return
         self._running, self._first = True, done + 1

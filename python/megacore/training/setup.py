@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ from megacore.training.log_line import format_moment
 from megacore.training.outputs import open_outputs
 from megacore.training.passes import Passes
 from megacore.training.peak import Peak, peak_speed
+from megacore.training.pipeline_trace import PipelineTraces
 from megacore.training.profiling import Profiler, profile_directory
 from megacore.training.reporting import Reporter
 from megacore.training.run_config import RunConfig
@@ -278,6 +280,13 @@ class Setup:
             device=self._device,
             timers=self._timers,
             profiler=profiler,
+            pipeline_traces=PipelineTraces(
+                profiler,
+                group=self._groups.pp,
+                device=self._device,
+                directory=self._profile_directory,
+                say=self._screen.line,
+            ),
             cut=partial(local_batch, group=self._groups.cp) if self._groups.cp.size > 1 else None,
         )
         policy = StepPolicy(
@@ -350,16 +359,19 @@ class Setup:
             sharded=groups.dp_cp.size if self._run.parallel.shards_optimizer else 1,
         )
 
-    def _profiler(self) -> Profiler:
+    @property
+    def _profile_directory(self) -> Path:
         run = self._run
-        directory = profile_directory(
+        return profile_directory(
             tensorboard_dir=run.logging.tensorboard_dir, save=run.checkpoint.save
         )
+
+    def _profiler(self) -> Profiler:
         return Profiler(
-            run.profile,
+            self._run.profile,
             device=self._device,
             rank=self._groups.rank,
-            directory=directory,
+            directory=self._profile_directory,
             # The screens of the other processes are silent, but each may have a profile of its own.
             say=self._screen.line if self._groups.world.is_first else print,
         )
