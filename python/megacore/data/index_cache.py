@@ -13,8 +13,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megacore.durable import published
 from megacore.errors import DataError
 
 _LOGGER = logging.getLogger("megacore.data")
@@ -156,9 +155,9 @@ class IndexFiles:
             leftover.unlink(missing_ok=True)  # of a process that was killed
         # The description goes last: it stands for a complete set.
         for name, array in arrays.items():
-            with _published(self.path(name)) as file:
+            with published(self.path(name)) as file:
                 np.save(file, array, allow_pickle=False)
-        with _published(self.path("description", ".txt")) as file:
+        with published(self.path("description", ".txt")) as file:
             file.write(self.description.encode("utf-8"))
 
     @contextmanager
@@ -174,19 +173,3 @@ class IndexFiles:
                 if error.errno not in _NO_LOCKS:
                     raise
             yield
-
-
-@contextmanager
-def _published(path: Path) -> Iterator[Any]:
-    """A file that appears under its name when it is complete and on disk, or not at all."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

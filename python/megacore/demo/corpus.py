@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from megacore.durable import published
 from megacore.errors import DataError
 
 _MIN_CHARACTERS = 200
@@ -35,20 +36,17 @@ def write_corpus(path: Path) -> tuple[int, int]:
         DataError: The standard library of this interpreter has no readable sources.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
     documents = text_bytes = 0
-    with temporary.open("w", encoding="utf-8") as out:
+    with published(path) as out:
         for source, text in _shuffled(list(_documents())):
-            out.write(json.dumps({"text": text, "source": source}) + "\n")
+            out.write(json.dumps({"text": text, "source": source}).encode() + b"\n")
             documents += 1
             text_bytes += len(text.encode("utf-8"))
-    if documents == 0:
-        temporary.unlink()
-        raise DataError(
-            f"no Python sources under {_library_directory()}: "
-            "expected the standard library's .py files, from which the demo text is taken"
-        )
-    temporary.replace(path)
+        if documents == 0:
+            raise DataError(
+                f"no Python sources under {_library_directory()}: "
+                "expected the standard library's .py files, from which the demo text is taken"
+            )
     return documents, text_bytes
 
 

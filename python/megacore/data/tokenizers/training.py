@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from megacore.data.tokenizers.byte_level import END_OF_TEXT
+from megacore.durable import published
 from megacore.errors import DataError
 
 _WORD_PIECE_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -145,12 +145,10 @@ class _Counted:
 
 def _write(directory: str, name: str, content: str) -> str:
     path = Path(directory, name)
-    unfinished = path.with_name(name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(content, encoding="utf-8")
-        os.replace(unfinished, path)
+        with published(path) as file:
+            file.write(content.encode("utf-8"))
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise DataError(f"{path}: cannot write: {error.strerror or error}") from error
     return str(path)
