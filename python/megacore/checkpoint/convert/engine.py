@@ -55,6 +55,11 @@ class Plan:
     table: Table = field(default_factory=Table)
 
     @property
+    def num_elements(self) -> int:
+        """Elements of all tensors as written."""
+        return sum(math.prod(info.shape) for info in self.tensors.values())
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of all tensors as written."""
         return sum(math.prod(info.shape) * info.dtype.itemsize for info in self.tensors.values())

@@ -86,7 +86,7 @@ class GgufFile:
             self._bytes = np.memmap(path, dtype=np.uint8, mode="c")
         except (OSError, ValueError) as error:  # ValueError: an empty file
             raise CheckpointError(f"{path}: cannot be read: {error}") from error
-        header = _Header(path, memoryview(self._bytes))
+        header = _Header(path, self._bytes.data)
         if header.take(4) != MAGIC:
             raise CheckpointError(f"{path}: not a GGUF file")
         self.version = header.number("<I")

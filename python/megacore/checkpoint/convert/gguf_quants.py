@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
+Codes = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.float32]
 
 # Blocks that are decoded at a time: some megabytes of intermediate values.
@@ -65,13 +67,13 @@ def _half(data: Bytes) -> Floats:
     return np.ascontiguousarray(data).view("<f2").astype(np.float32)
 
 
-def _nibbles(data: Bytes, run: int) -> Bytes:
+def _nibbles(data: Bytes, run: int) -> Codes:
     """Low halves of each run of bytes, then its high halves: [n, m] -> [n, 2 m]."""
     runs = data.reshape(len(data), -1, run)
     return np.stack([runs & 15, runs >> 4], axis=2).reshape(len(data), -1)
 
 
-def _bits(data: Bytes) -> Bytes:
+def _bits(data: Bytes) -> Codes:
     """Bits, lowest first: [n, m] -> [n, 8 m]."""
     return np.unpackbits(data, axis=1, bitorder="little")
 
@@ -98,7 +100,7 @@ def _q5_1(blocks: Bytes) -> Floats:
     return _half(blocks[:, :2]) * values + _half(blocks[:, 2:4])
 
 
-def _six_bit_scales(packed: Bytes) -> tuple[Bytes, Bytes]:
+def _six_bit_scales(packed: Bytes) -> tuple[Codes, Codes]:
     """8 scales and 8 minima of 6 bits from 12 bytes: [n, 12] -> two of [n, 8].
 
     The first four of each are the low 6 bits of bytes 0-3 and 4-7; the other four have their low 4
@@ -110,7 +112,7 @@ def _six_bit_scales(packed: Bytes) -> tuple[Bytes, Bytes]:
     return scales, minima
 
 
-def _scaled_minus_minimum(blocks: Bytes, values: Bytes) -> Floats:
+def _scaled_minus_minimum(blocks: Bytes, values: Codes) -> Floats:
     """d * scale * value - dmin * minimum for 8 sub-blocks of 32, as Q4_K and Q5_K have them."""
     scales, minima = _six_bit_scales(blocks[:, 4:16])
     slopes = (_half(blocks[:, :2]) * scales)[:, :, None]
@@ -132,8 +134,8 @@ def _q5_k(blocks: Bytes) -> Floats:
 
 def _q6_k(blocks: Bytes) -> Floats:
     low = _nibbles(blocks[:, :128], 64)
-    high = blocks[:, 128:192].reshape(len(blocks), 2, 1, 32)
-    high = high >> np.array([0, 2, 4, 6], dtype=np.uint8)[:, None] & 3
+    pairs = blocks[:, 128:192].reshape(len(blocks), 2, 1, 32)
+    high = pairs >> np.array([0, 2, 4, 6], dtype=np.uint8)[:, None] & 3
     values = (low | high.reshape(len(blocks), 256) << 4).astype(np.float32) - 32
     scales = _half(blocks[:, 208:]) * blocks[:, 192:208].view(np.int8)
     return (scales[:, :, None] * values.reshape(len(blocks), 16, 16)).reshape(len(blocks), 256)

@@ -72,6 +72,7 @@ class ModelDescription:
         arguments: Other settings of the run that trained it, by the name of their field
             (seq_length, consumed_train_samples, ...).
         extra: Values of the source that a target of the same format may carry on.
+        remarks: What the user should know, a sentence each.
     """
 
     model_type: str = "GPT"
@@ -86,6 +87,7 @@ class ModelDescription:
     tokenizer_files: Mapping[str, Path | bytes] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
 
 class Source(Protocol):
