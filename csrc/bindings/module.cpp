@@ -6,6 +6,7 @@
 
 namespace py = pybind11;
 
+void bind_checksum(py::module_& parent);
 void bind_comm(py::module_& parent);
 void bind_buckets(py::module_& parent);
 void bind_data(py::module_& parent);
@@ -22,6 +23,7 @@ PYBIND11_MODULE(_C, module) {
         "kernel_isa",
         [] { return megacore::name_of(megacore::detected_isa()); },
         "Instruction set that the CPU kernels use here: baseline, avx2 or avx512.");
+    bind_checksum(module);
     bind_comm(module);
     bind_buckets(module);
     bind_data(module);

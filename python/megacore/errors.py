@@ -36,6 +36,13 @@ class CheckpointError(MegacoreError):
     """A checkpoint is missing, damaged or does not fit; the message names file or tensor."""
 
 
+class UnsafeFileError(CheckpointError):
+    """A file is refused: it holds something that no checkpoint needs; nothing of it was executed.
+
+    The message names the file, the record in it, the position and what stands there.
+    """
+
+
 class CommunicationError(MegacoreError):
     """An operation between processes failed, timed out or did not match on all of them.
 
