@@ -311,6 +311,8 @@ WORLDS: dict[str, list[tuple[str, int]]] = {
 }
 # Faults of processes that meet: tests/parallel/test_startup.py.
 AT_START_UP = {"MC0905", "MC0906", "MC0907"}
+# Of megacore convert; triggered in tests/checkpoint/convert/test_convert_commands.py.
+OF_CONVERSION = {f"MC{number}" for number in range(1001, 1007)}
 FILES = {
     "unknown_key.yaml": "hiden_size: 32\n",
     "unknown_group.yaml": "modle:\n  hidden_size: 32\n",
@@ -361,13 +363,13 @@ def test_small_run_is_valid() -> None:
 
 
 def test_every_id_is_triggered() -> None:
-    assert set(TRIGGERS) | set(ENVIRONMENTS) | set(WORLDS) | AT_START_UP == set(RULES)
+    assert set(TRIGGERS) | set(ENVIRONMENTS) | set(WORLDS) | AT_START_UP | OF_CONVERSION == set(RULES)
 
 
 def test_every_id_in_the_source_is_registered_and_used() -> None:
     used: set[str] = set()
     for path in PACKAGE.rglob("*.py"):
-        if path.name in ("faults.py", "faults_parallel.py"):
+        if path.name in ("faults.py", "faults_parallel.py", "faults_convert.py"):
             used.update(re.findall(r'fault\("(MC\d+)"', path.read_text()))
             continue
         for node in ast.walk(ast.parse(path.read_text())):

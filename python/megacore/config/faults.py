@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from megacore.config.fault_rule import Rule
+from megacore.config.faults_convert import CONVERT_RULES
 from megacore.config.faults_parallel import PARALLEL_RULES
 from megacore.errors import Fault
 
@@ -412,6 +413,7 @@ RULES: dict[str, Rule] = {
         "Correct one of them.",
     ),
     **PARALLEL_RULES,
+    **CONVERT_RULES,
 }
 
 

@@ -22,6 +22,7 @@ _CHAPTERS = {
     "MC07": "Checkpoints",
     "MC08": "Logging and profiling",
     "MC09": "Parallelism",
+    "MC10": "Conversion",
 }
 
 

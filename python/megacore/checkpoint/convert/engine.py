@@ -89,6 +89,7 @@ def make_plan(
     dtype: torch.dtype | None = None,
     vocab_size: int | None = None,
     tokenizer: TokenizerFiles | None = None,
+    allow_unknown: bool = False,
 ) -> Plan:
     """Compares what the source has with what its model needs, and decides sizes and dtypes.
 
@@ -98,6 +99,7 @@ def make_plan(
         dtype: Dtype to convert floating-point tensors to; None keeps each one's own.
         vocab_size: True vocabulary size instead of the source's.
         tokenizer: Tokenizer instead of the source's.
+        allow_unknown: Leave out tensors that are not known, instead of refusing.
 
     Raises:
         CheckpointError: Tensors are missing, not known, or do not fit (all of them are listed),
@@ -109,7 +111,10 @@ def make_plan(
     if tokenizer is None:
         tokenizer = tokenizer_of(before)
     expected = expected_tensors(before)
-    _refuse_misfits(source, expected)
+    left_out = source.unmapped()
+    if allow_unknown:
+        left_out = {name: reason or "not known" for name, reason in left_out.items()}
+    _refuse_misfits(source, expected, left_out)
     rows = target.vocabulary_rows(before)
     _check_rows(rows, before)
     description = replace(
@@ -128,11 +133,13 @@ def make_plan(
         plan.table.rows.append(
             Row(name=name, origins=source.origins(name), found=info, written=plan.tensors[name])
         )
-    plan.table.left_out.update(source.unmapped())
+    plan.table.left_out.update(left_out)
     return plan
 
 
-def _refuse_misfits(source: Source, expected: dict[str, tuple[int, ...]]) -> None:
+def _refuse_misfits(
+    source: Source, expected: dict[str, tuple[int, ...]], left_out: dict[str, str]
+) -> None:
     names = source.names()
     found = set(names)
     faults = [
@@ -145,7 +152,7 @@ def _refuse_misfits(source: Source, expected: dict[str, tuple[int, ...]]) -> Non
                 f"{name}: expected shape {list(expected[name])}, "
                 f"found {list(source.info(name).shape)} ({', '.join(source.origins(name))})"
             )
-    faults += [f"not known: {name}" for name, reason in source.unmapped().items() if not reason]
+    faults += [f"not known: {name}" for name, reason in left_out.items() if not reason]
     if faults:
         more = len(faults) - _MAX_FAULTS_SHOWN
         shown = faults[:_MAX_FAULTS_SHOWN] + ([f"... and {more} more"] if more > 0 else [])
@@ -221,6 +228,7 @@ def convert(
     dtype: torch.dtype | None = None,
     vocab_size: int | None = None,
     tokenizer: TokenizerFiles | None = None,
+    allow_unknown: bool = False,
     overwrite: bool = False,
     verify: Callable[[Plan, Path], None] | None = None,
     progress: Progress | None = None,
@@ -234,6 +242,7 @@ def convert(
         dtype: Dtype to convert to; None keeps each tensor's own.
         vocab_size: True vocabulary size instead of the source's.
         tokenizer: Tokenizer instead of the source's.
+        allow_unknown: Leave out tensors that are not known, instead of refusing.
         overwrite: Replace a checkpoint that is there.
         verify: Called with the plan and the finished, not yet published directory; raises when
             that must not be published.
@@ -245,7 +254,14 @@ def convert(
     Raises:
         CheckpointError: It does not fit, cannot be read or written, or was found wrong.
     """
-    plan = make_plan(source, target, dtype=dtype, vocab_size=vocab_size, tokenizer=tokenizer)
+    plan = make_plan(
+        source,
+        target,
+        dtype=dtype,
+        vocab_size=vocab_size,
+        tokenizer=tokenizer,
+        allow_unknown=allow_unknown,
+    )
     with Publication(destination, overwrite=overwrite, num_bytes=plan.num_bytes) as scratch:
         copy_tokenizer(scratch, plan.tokenizer, target.tokenizer_folder)
         target.begin(scratch, plan.description, plan.tensors)
