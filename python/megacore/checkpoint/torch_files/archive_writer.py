@@ -106,6 +106,10 @@ class TorchFileStream:
             at = place.end
         yield _directory(self._places, self.checksums, self._directory_start)
 
+    def start(self, record: str) -> int:
+        """Where the data of a record begins."""
+        return next(place.start for place in self._places if place.name == record)
+
     def _identifier(self) -> bytes:
         """Tells versions of a file apart: checksums of its names and of its contents."""
         names = _C.crc32("\n".join(self.checksums).encode())

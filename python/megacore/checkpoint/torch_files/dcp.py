@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from megacore.checkpoint.durable import write_file
-from megacore.checkpoint.torch_files.inert import Record
+from megacore.checkpoint.torch_files.inert import Record, shown
 from megacore.checkpoint.torch_files.limits import Limits
 from megacore.checkpoint.torch_files.machine import load_pickle
 from megacore.checkpoint.torch_files.pickle_writer import encode_pickle
@@ -216,7 +216,7 @@ def _sizes(value: Any, what: str) -> tuple[int, ...]:
     if not isinstance(value, tuple | list) or not all(
         type(size) is int and 0 <= size < 1 << 62 for size in value
     ):
-        raise CheckpointError(f"{what}: expected sizes, found {value!r:.80}")
+        raise CheckpointError(f"{what}: expected sizes, found {shown(value)}")
     return tuple(value)
 
 

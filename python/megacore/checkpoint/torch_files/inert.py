@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+# How much of a text from a file goes into a message.
+_SHOWN = 80
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True)
 class Symbol:
     """The name of a class, function or constant; it was never imported.
 
@@ -39,3 +42,14 @@ class Record:
     def name(self) -> str:
         """Name of its class without the module."""
         return self.kind.rpartition(".")[2]
+
+
+def shown(value: object) -> str:
+    """A value from a file for a message; containers, which may be endless, by their type only."""
+    if value is None or type(value) in (bool, int, float):
+        return str(value)
+    if isinstance(value, str | bytes):
+        return repr(value[:_SHOWN])
+    if type(value) is tuple and len(value) <= 8 and all(type(item) is int for item in value):
+        return str(value)
+    return f"a {type(value).__name__}"

@@ -13,7 +13,8 @@ class Limits:
 
     Attributes:
         pickle_bytes: Length of one pickle.
-        objects: Containers, records, tensors and memo entries, and items copied by constructors.
+        objects: Containers, records, tensors and memo entries, and items copied by constructors;
+            in a short pickle also bounded by its length.
         depth: How deep containers may nest.
         integer_bytes: Size of one integer.
         key_items: Leaves of one tuple that is a dictionary key or set element.
@@ -31,11 +32,25 @@ class Limits:
 DEFAULT_LIMITS = Limits()
 
 
-class Budget:
-    """Counts the objects that one pickle has asked for."""
+# Objects that any pickle may ask for, and those per byte; more than honest ones do.
+_SMALL = 1 << 16
+_PER_BYTE = 4
 
-    def __init__(self, limits: Limits) -> None:
-        self._left = limits.objects
+# Bytes whose copy counts as one object.
+_COPIED_BYTES = 8
+
+
+class Budget:
+    """Counts the objects that one pickle has asked for.
+
+    Args:
+        limits: Bounds for any pickle.
+        num_bytes: Length of this one.
+    """
+
+    def __init__(self, limits: Limits, num_bytes: int) -> None:
+        self._all = min(limits.objects, _SMALL + _PER_BYTE * num_bytes)
+        self._left = self._all
         self.limits = limits
 
     def charge(self, count: int) -> None:
@@ -46,9 +61,13 @@ class Budget:
         """
         self._left -= count
         if self._left < 0:
-            raise UnsafeFileError(f"more than {self.limits.objects} objects are asked for")
+            raise UnsafeFileError(f"asks for more than {self._all} objects")
+
+    def charge_copy(self, num_bytes: int) -> None:
+        """Takes what a copy of bytes costs."""
+        self.charge(num_bytes // _COPIED_BYTES)
 
     @property
     def spent(self) -> int:
         """Objects taken so far."""
-        return self.limits.objects - self._left
+        return self._all - self._left

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from megacore.checkpoint.torch_files.inert import shown
 from megacore.checkpoint.torch_files.limits import Budget
 from megacore.checkpoint.torch_files.shell import Shell
 from megacore.errors import UnsafeFileError
 
-_DTYPE = re.compile(r"(b1|[iu][1248]|f[248]|f16|c8|c16|[SU][0-9]{1,6}|[mM]8)\Z")
+_DTYPE = re.compile(r"(b1|[iu][1248]|f[248]|f16|c8|c16|[SU][1-9][0-9]{0,5}|[mM]8)\Z")
 
 
 def dtype_of(args: tuple) -> Shell:
@@ -25,7 +26,7 @@ def dtype_of(args: tuple) -> Shell:
     if isinstance(text, bytes):
         text = text.decode("latin-1")
     if type(text) is not str or not _DTYPE.match(text):
-        raise UnsafeFileError(f"the numpy dtype {text!r:.40}")
+        raise UnsafeFileError(f"the numpy dtype {shown(text)}")
     dtype = np.dtype(text)
 
     def finish(state: Any) -> np.dtype:
@@ -74,9 +75,9 @@ class ArrayState:
             raise UnsafeFileError("the shape of an array must be a tuple of integers")
         if len(shape) > 32 or math.prod(shape) * dtype.itemsize != len(data):
             raise UnsafeFileError(
-                f"an array of shape {shape}, {dtype}, cannot have {len(data)} bytes"
+                f"an array of shape {shown(shape)}, {dtype}, cannot have {len(data)} bytes"
             )
-        self._budget.charge(len(data) >> 6)
+        self._budget.charge_copy(len(data))
         if not data:
             return np.empty(shape, dtype)
         flat = np.frombuffer(bytearray(data), dtype).astype(dtype.newbyteorder("="), copy=False)

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from megacore.checkpoint.torch_files.allowed import storage_dtype
+from megacore.checkpoint.torch_files.inert import shown
 from megacore.checkpoint.torch_files.limits import Limits
 from megacore.checkpoint.torch_files.machine import load_pickle
-from megacore.checkpoint.torch_files.storages import MappedFile, Storage
+from megacore.checkpoint.torch_files.names import storage_dtype
+from megacore.checkpoint.torch_files.storages import MappedFile, Storage, StoredBytes
 from megacore.errors import CheckpointError, UnsafeFileError
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -41,17 +42,17 @@ def read_old_file(file: MappedFile, label: str, limits: Limits) -> Any:
         )
     protocol = reader.next("protocol")
     if protocol != _PROTOCOL:
-        raise CheckpointError(f"{label}: expected protocol {_PROTOCOL}, found {protocol!r:.40}")
+        raise CheckpointError(f"{label}: expected protocol {_PROTOCOL}, found {shown(protocol)}")
     system = reader.next("system")
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise CheckpointError(f"{label}: expected little-endian numbers")
     # The storages follow the value, which cannot be built without them: a first pass learns their
     # types, so that they can be found, and works on tensors without data.
     start = reader.at
-    wanted = _Storages(label, {})
+    wanted = _Storages(label, file.size, {})
     reader.next("value", wanted)
     keys = reader.next("storage keys")
-    found = _Storages(label, _locate(file, reader.offset, keys, wanted, label))
+    found = _Storages(label, file.size, _locate(file, reader.offset, keys, wanted, label))
     reader.at = start
     return reader.next("value", found)
 
@@ -86,12 +87,13 @@ class _Storages:
 
     Args:
         label: What messages call the file.
+        most: Bytes that no storage can exceed.
         located: Bytes of each storage by key; where one is missing, a storage without data stands
             for it.
     """
 
-    def __init__(self, label: str, located: dict[str, torch.Tensor]) -> None:
-        self._label, self._located = label, located
+    def __init__(self, label: str, most: int, located: dict[str, StoredBytes]) -> None:
+        self._label, self._most, self._located = label, most, located
         self.described: dict[str, tuple[torch.dtype, int]] = {}
 
     def __call__(self, identifier: Any) -> Storage:
@@ -100,33 +102,38 @@ class _Storages:
             raise UnsafeFileError("a persistent identifier that is no storage")
         _, symbol, key, _, numel, view = identifier
         dtype = storage_dtype(symbol)
-        if type(key) is not str or type(numel) is not int or not 0 <= numel < 1 << 58:
-            raise UnsafeFileError(f"a storage {key!r:.40} of {numel!r:.40} elements")
+        if type(key) is not str or type(numel) is not int or not 0 <= numel <= self._most:
+            raise UnsafeFileError(f"a storage {shown(key)} of {shown(numel)} elements")
         if self.described.setdefault(key, (dtype, numel)) != (dtype, numel):
             raise UnsafeFileError(f"the storage {key} is described in two ways")
-        data = self._located.get(key)
-        if data is None:
-            data = torch.empty(numel * dtype.itemsize, dtype=torch.uint8, device="meta")
-            self._located[key] = data
-        if view is not None:
-            if type(view) is not tuple or len(view) != 3:
-                raise UnsafeFileError(f"a view of storage {key} without offset and size")
-            _, first, count = view
-            if type(first) is not int or type(count) is not int or first < 0 or count < 0:
-                raise UnsafeFileError(f"a view of storage {key} at {first!r:.40}")
-            if first + count > numel:
-                raise UnsafeFileError(f"a view that leaves storage {key} of {numel} elements")
-            data = data[first * dtype.itemsize : (first + count) * dtype.itemsize]
-        return Storage(data, dtype)
+        stored = self._located.get(key)
+        if stored is None:
+            size = numel * dtype.itemsize
+            stored = StoredBytes(torch.empty(size, dtype=torch.uint8, device="meta"))
+            self._located[key] = stored
+        if view is None:
+            return Storage(stored, dtype, 0, numel)
+        if type(view) is not tuple or len(view) != 3:
+            raise UnsafeFileError(f"a view of storage {key} without offset and size")
+        _, first, count = view
+        if type(first) is not int or type(count) is not int or first < 0 or count < 0:
+            raise UnsafeFileError(f"a view of storage {key} at {shown(first)}")
+        if first + count > numel:
+            raise UnsafeFileError(f"a view that leaves storage {key} of {numel} elements")
+        return Storage(stored, dtype, first, count)
 
 
 def _locate(
     file: MappedFile, offset: int, keys: Any, wanted: _Storages, label: str
-) -> dict[str, torch.Tensor]:
+) -> dict[str, StoredBytes]:
     """The bytes of every storage, which follow the pickles."""
-    if not isinstance(keys, list) or set(map(repr, keys)) != set(map(repr, wanted.described)):
+    if (
+        not isinstance(keys, list)
+        or not all(type(key) is str for key in keys)
+        or sorted(keys) != sorted(wanted.described)
+    ):
         raise CheckpointError(f"{label}: the list of storages is not that of its value")
-    located = {}
+    located: dict[str, StoredBytes] = {}
     for key in keys:
         dtype, numel = wanted.described[key]
         count = int.from_bytes(file.read(offset, _COUNT_BYTES), "little", signed=True)
@@ -136,7 +143,7 @@ def _locate(
                 f"{label}: storage {key} at position {offset}: expected {numel} elements, found "
                 f"{count}, and {file.size} bytes in all: the file is damaged or cut off"
             )
-        located[key] = file.bytes_tensor(offset + _COUNT_BYTES, num_bytes)
+        located[key] = StoredBytes(file.bytes_tensor(offset + _COUNT_BYTES, num_bytes))
         offset += _COUNT_BYTES + num_bytes
     if offset != file.size:
         raise CheckpointError(f"{label}: {file.size - offset} bytes follow the storages")

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from megacore.checkpoint.torch_files.allowed import storage_dtype
 from megacore.checkpoint.torch_files.archive import LOCAL_SIGNATURE, Archive
+from megacore.checkpoint.torch_files.inert import shown
 from megacore.checkpoint.torch_files.limits import DEFAULT_LIMITS, Limits
 from megacore.checkpoint.torch_files.machine import load_pickle
+from megacore.checkpoint.torch_files.names import storage_dtype
 from megacore.checkpoint.torch_files.old_format import read_old_file
-from megacore.checkpoint.torch_files.storages import MappedFile, Storage
+from megacore.checkpoint.torch_files.storages import MappedFile, Storage, StoredBytes
 from megacore.errors import CheckpointError, UnsafeFileError
 
 # A file, or the bytes of one inside of another: path, offset, length.
@@ -50,20 +51,19 @@ def read_torch_file(
     if verify:
         for entry in archive.entries.values():
             archive.verify(entry)
-    storages: dict[str, Storage] = {}
+    storages: dict[str, StoredBytes] = {}
 
     def persistent(identifier: Any) -> Storage:
         dtype, key, numel = _parse(identifier)
-        if key in storages:
-            stored = storages[key]
-            return stored if stored.dtype == dtype else Storage(stored.data, dtype)
-        entry = archive.entry(f"data/{key}")
-        if numel * dtype.itemsize > entry.size:
+        if key not in storages:
+            entry = archive.entry(f"data/{key}")
+            storages[key] = StoredBytes(file.bytes_tensor(entry.start, entry.size))
+        stored = storages[key]
+        if numel * dtype.itemsize > stored.size:
             raise UnsafeFileError(
-                f"storage {key}: expected {numel} elements of {dtype}, found {entry.size} bytes"
+                f"storage {key}: expected {numel} elements of {dtype}, found {stored.size} bytes"
             )
-        storages[key] = Storage(file.bytes_tensor(entry.start, numel * dtype.itemsize), dtype)
-        return storages[key]
+        return Storage(stored, dtype, 0, numel)
 
     data = archive.read("data.pkl", limits.pickle_bytes)
     value, end = load_pickle(data, label=f"{label}: data.pkl", persistent=persistent, limits=limits)
@@ -92,5 +92,5 @@ def _parse(identifier: Any) -> tuple[torch.dtype, str, int]:
         raise UnsafeFileError("a persistent identifier that is no storage")
     _, symbol, key, _, numel = identifier
     if type(key) is not str or type(numel) is not int or not 0 <= numel < 1 << 60:
-        raise UnsafeFileError(f"a storage {key!r:.40} of {numel!r:.40} elements")
+        raise UnsafeFileError(f"a storage {shown(key)} of {shown(numel)} elements")
     return storage_dtype(symbol), key, numel

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from megacore.checkpoint.torch_files.inert import shown
 from megacore.errors import CheckpointError, UnsafeFileError
 
 # The names of torch's storage classes, which stand for a dtype.
@@ -48,6 +50,9 @@ class MappedFile:
     def __init__(self, path: Path, offset: int = 0, length: int | None = None) -> None:
         self.path = path
         try:
+            # A pipe or a device would be waited for, or never end.
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise CheckpointError(f"{path}: not a file")
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 if length is None:
@@ -91,30 +96,40 @@ class MappedFile:
         )
 
 
+class StoredBytes:
+    """The bytes of a storage, uint8 [bytes]; the same for all tensors that view it."""
+
+    def __init__(self, data: Tensor) -> None:
+        self._data = data
+        self.size = data.numel()
+
+    def elements(self, dtype: torch.dtype) -> Tensor:
+        """The bytes as elements of a dtype; copied once if the file has them at an odd address."""
+        if self._data.data_ptr() % dtype.itemsize:
+            self._data = self._data.clone()
+        return self._data[: self.size // dtype.itemsize * dtype.itemsize].view(dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class Storage:
-    """Bytes that tensors view.
+    """A stretch of bytes as a pickle refers to it.
 
     Attributes:
-        data: uint8 [bytes].
-        dtype: Of its elements.
+        stored: The bytes.
+        dtype: Of the elements.
+        first: Element where it begins.
+        numel: Its elements.
     """
 
-    data: Tensor
+    stored: StoredBytes
     dtype: torch.dtype
-
-
-def typed(data: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bytes as elements of a dtype, shared; copied where the file put them at an odd address."""
-    if data.data_ptr() % dtype.itemsize:
-        data = data.clone()
-    whole = data.numel() // dtype.itemsize * dtype.itemsize
-    return data[:whole].view(dtype)
+    first: int
+    numel: int
 
 
 def _integers(what: str, values: object) -> tuple[int, ...]:
     if not isinstance(values, tuple | list) or not all(type(value) is int for value in values):
-        raise UnsafeFileError(f"{what} of a tensor must be integers, found {type(values).__name__}")
+        raise UnsafeFileError(f"{what} of a tensor must be integers, found {shown(values)}")
     return tuple(values)
 
 
@@ -142,21 +157,27 @@ def rebuild_tensor(
         raise UnsafeFileError(f"a tensor has {len(sizes)} sizes and {len(steps)} strides")
     if offset < 0 or min(sizes, default=0) < 0 or min(steps, default=0) < 0:
         raise UnsafeFileError(
-            f"a tensor with sizes {sizes}, strides {steps}, offset {offset}: negative"
+            f"a tensor with sizes {shown(sizes)}, strides {shown(steps)}, offset {offset}: negative"
         )
-    elements = storage.data.numel() // (dtype or storage.dtype).itemsize
+    wanted = dtype or storage.dtype
+    elements = storage.numel * storage.dtype.itemsize // wanted.itemsize
     numel, last = 1, offset
     for size, step in zip(sizes, steps, strict=True):
         numel *= size
         last += (size - 1) * step
     if max((*sizes, *steps, offset, numel)) >= 1 << 62:
-        raise UnsafeFileError(f"a tensor with sizes {sizes}, strides {steps}: too large")
+        raise UnsafeFileError(
+            f"a tensor with sizes {shown(sizes)}, strides {shown(steps)}: too large"
+        )
     if numel and (last >= elements or numel > max(elements, MAX_REPEATED_ELEMENTS)):
         raise UnsafeFileError(
-            f"a tensor with sizes {sizes}, strides {steps}, offset {offset} does not fit into its "
-            f"storage of {elements} elements"
+            f"a tensor with sizes {shown(sizes)}, strides {shown(steps)}, offset {offset} does not "
+            f"fit into its storage of {elements} elements"
         )
-    flat = typed(storage.data, dtype or storage.dtype)
     if not numel:
-        return flat[:0].reshape(sizes)
-    return flat.as_strided(sizes, steps, offset)
+        return torch.empty(sizes, dtype=wanted)
+    first = storage.first * storage.dtype.itemsize
+    if first % wanted.itemsize:
+        raise UnsafeFileError(f"a tensor of {wanted} at byte {first} of its storage")
+    flat = storage.stored.elements(wanted)
+    return flat.as_strided(sizes, steps, first // wanted.itemsize + offset)
