@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from megatron_files import SCHEDULER, Shape, Written, write_checkpoint
+from megatron_files import SCHEDULER, Written, write_checkpoint
+from megatron_model import Shape
 from torch import Tensor
 
 from megacore.checkpoint.megatron.checkpoint import MegatronCheckpoint
@@ -16,7 +17,7 @@ from megacore.checkpoint.pieces import Part
 from megacore.errors import CheckpointError
 from megacore.parallel.layout import full_tensor
 
-GATED = Shape(gated=True, bias=False, rms=True, rope=True, tied=False, groups=2)
+GATED = Shape(gated=True, bias=False, rms=True, rope=True, tied=False, groups=2, channels=4)
 GRID = {
     "one file": Shape(),
     "tp2": Shape(tp=2),
