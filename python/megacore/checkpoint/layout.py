@@ -10,6 +10,9 @@ from megacore.errors import CheckpointError
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
 METADATA = "metadata.json"
+DCP_METADATA = ".metadata"
+COMMON = "common.pt"
+CHECKSUMS = "checksums.json"
 STATE = "state.json"
 TENSORS_SUFFIX = ".safetensors"
 FORMAT_KEY = "megacore_checkpoint"
@@ -31,6 +34,17 @@ def iteration_name(iteration: int) -> str:
 def tensor_file_name(group: str, writer: int | None) -> str:
     """File of a group of tensors: model.safetensors, or model-00003.safetensors of process 3."""
     return group + ("" if writer is None else f"-{writer:05d}") + TENSORS_SUFFIX
+
+
+def chunk_file_name(writer: int, number: int) -> str:
+    """File of a process that writes tensors: __3_0.distcp."""
+    return f"__{writer}_{number}.distcp"
+
+
+def iteration_of(name: str) -> int:
+    """The iteration in the name of a directory, 0 for another name."""
+    match = _ITERATION.fullmatch(name.removeprefix(REPLACED))
+    return int(match.group(1)) if match else 0
 
 
 def group_of(file_name: str) -> str | None:

@@ -1,0 +1,148 @@
+"""What one process puts into a checkpoint, and a copy of it that training cannot change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megacore.checkpoint.chunks import Index, Region, part_regions, whole
+from megacore.checkpoint.pieces import Part
+from megacore.checkpoint.sharded_keys import GROUPS, is_unambiguous
+
+# Chunks in a snapshot begin at multiples of this many bytes.
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A rectangle of a tensor that this process writes.
+
+    Attributes:
+        group: "model", "optimizer" or "rng".
+        name: Of the tensor.
+        shape: Full shape of the tensor.
+        region: Which rectangle of it.
+        data: [region.sizes] the values, on any device.
+    """
+
+    group: str
+    name: str
+    shape: Index
+    region: Region
+    data: Tensor
+
+
+@dataclass(frozen=True)
+class Content:
+    """All that one process writes into one checkpoint.
+
+    Attributes:
+        iteration: Completed iterations.
+        state: Everything that is not a tensor, as the text of a JSON object.
+        chunks: What this process writes of the tensors. Of no element do two processes write.
+    """
+
+    iteration: int
+    state: str
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensors."""
+        return sum(chunk.data.nbytes for chunk in self.chunks)
+
+
+def collect(
+    iteration: int,
+    *,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    values: Mapping[str, Any],
+    parts: Mapping[str, Sequence[Part]] | None = None,
+) -> Content:
+    """What `SaveDirectory.save` is to write; arguments are its. Nothing is copied.
+
+    Raises:
+        ValueError, TypeError: A tensor or value cannot be stored.
+    """
+    for group in {**tensors, **(parts or {})}:
+        if group not in GROUPS:
+            raise ValueError(f"tensor group {group!r}: expected one of {', '.join(GROUPS)}")
+    chunks: list[Chunk] = []
+    for group, named in tensors.items():
+        for name, tensor in named.items():
+            _check(group, name, tensor)
+            shape = tuple(tensor.shape)
+            chunks.append(Chunk(group, name, shape, whole(shape), tensor.detach()))
+    for group, own in (parts or {}).items():
+        for part in own:
+            layout = part.layout
+            _check(group, layout.name, part.data)
+            flat = part.data.detach().reshape(-1)
+            chunks += [
+                Chunk(group, layout.name, layout.full_shape, region, view)
+                for region, view in part_regions(layout, part.start, flat)
+            ]
+    state = json.dumps(dict(values), allow_nan=False)
+    return Content(iteration, state, tuple(chunks))
+
+
+def _check(group: str, name: str, tensor: Tensor) -> None:
+    if not is_unambiguous(group, name):
+        raise ValueError(f"tensor {name!r} of the {group} state would be read as another one")
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        raise ValueError(
+            f"tensor {name} of the {group} state cannot be stored: {tensor.layout} of "
+            f"{tensor.dtype} on {tensor.device}"
+        )
+
+
+def snapshot_bytes(content: Content) -> int:
+    """Size of the memory that `snapshot` needs."""
+    return sum(_aligned(chunk.data.nbytes) for chunk in content.chunks)
+
+
+@torch.no_grad()
+def snapshot(content: Content, memory: Tensor) -> Content:
+    """Copies all tensors, so that they may change while the copy is written.
+
+    Args:
+        content: What is to be written.
+        memory: uint8 [at least `snapshot_bytes`] on the CPU, shared or pinned memory perhaps; it
+            holds the copies.
+
+    Returns:
+        The same content, with tensors that lie in `memory`.
+    """
+    copied, position = [], 0
+    for chunk in content.chunks:
+        size = chunk.data.nbytes
+        data = memory[position : position + size].view(chunk.data.dtype).view(chunk.region.sizes)
+        copied.append(replace(chunk, data=data.copy_(chunk.data, non_blocking=True)))
+        position += _aligned(size)
+    if any(chunk.data.is_cuda for chunk in content.chunks):
+        torch.cuda.synchronize()
+    return replace(content, chunks=tuple(copied))
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def spread(sizes: Iterable[int], count: int) -> list[int]:
+    """Deals things out into `count` piles of about equal size, large ones first.
+
+    Returns:
+        The pile of each thing.
+    """
+    ordered = sorted(enumerate(sizes), key=lambda item: (-item[1], item[0]))
+    loads, piles = [0] * count, [0] * len(ordered)
+    for index, size in ordered:
+        pile = loads.index(min(loads))
+        loads[pile] += size
+        piles[index] = pile
+    return piles
