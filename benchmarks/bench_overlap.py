@@ -4,10 +4,8 @@ python benchmarks/bench_overlap.py [--processes 2] [--link 0.1,0.4] [--hidden 10
 
 One training step (forward and backward) of a small GPT, in two settings:
 
-* link: one of so many processes, alone, on a clock of its own. The clock counts processor seconds
-  of the process, and the collectives, which move nothing, are over when a link of the given GB/s
-  would be done; all transfers go through it one after the other. "exposed" is what the process
-  waits. Other work on the machine does not count, and neither does the time to copy data.
+* link: one of so many processes, alone, on a simulated link (see link.py). "exposed" is what the
+  process waits.
 * gloo: that many processes of this machine, which share its cores with Gloo's own threads.
 
 An H100 multiplies about 1,300 bf16 operations in the time in which its NVLink moves a byte; for
@@ -17,14 +15,11 @@ one CPU core in float32 that is a link of about 0.1 GB/s.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 from forms import gloo_table
-from torch import Tensor
+from link import Link, LinkGroup, print_form, print_title
 
 from megacore.models.config import ModelConfig
 from megacore.models.gpt import GPTModel
@@ -49,64 +44,6 @@ FORMS = {
         Overlap(gather_pieces=True, scatter_pieces=True, scatter_grad_pieces=True),
     ),
 }
-
-
-@dataclass
-class Link:
-    """A link and the clock of its process.
-
-    Attributes:
-        bytes_per_second: Speed.
-        waited: Seconds that the process has waited for transfers.
-        carried: Seconds of transfers.
-        free_at: When the last transfer is over.
-    """
-
-    bytes_per_second: float
-    waited: float = 0.0
-    carried: float = 0.0
-    free_at: float = 0.0
-
-    def now(self) -> float:
-        return time.process_time() + self.waited
-
-    def start(self, num_bytes: float, async_op: bool) -> LinkWork:
-        seconds = num_bytes / self.bytes_per_second
-        self.carried += seconds
-        self.free_at = max(self.free_at, self.now()) + seconds
-        work = LinkWork(self, self.free_at)
-        if not async_op:
-            work.wait()
-        return work
-
-
-@dataclass
-class LinkWork:
-    """A transfer that is over at a given time."""
-
-    link: Link
-    end: float
-
-    def wait(self) -> None:
-        self.link.waited += max(0.0, self.end - self.link.now())
-
-
-@dataclass(frozen=True, eq=False)
-class LinkGroup(Group):
-    """A group whose collectives take time on a link and do nothing."""
-
-    link: Link = field(default_factory=lambda: Link(1e9))
-
-    def all_reduce(self, x: Tensor, op: str = "sum", async_op: bool = False) -> LinkWork:
-        return self.link.start(2 * x.nbytes * (self.size - 1) / self.size, async_op)
-
-    def all_gather(self, out: Tensor, x: Tensor, async_op: bool = False) -> LinkWork:
-        return self.link.start(x.nbytes * (self.size - 1), async_op)
-
-    def reduce_scatter(
-        self, out: Tensor, x: Tensor, op: str = "sum", async_op: bool = False
-    ) -> LinkWork:
-        return self.link.start(out.nbytes * (self.size - 1), async_op)
 
 
 def build_step(
@@ -134,22 +71,11 @@ def build_step(
 
 
 def link_table(args: argparse.Namespace, speed: float) -> None:
-    print(f"\nlink of {speed:g} GB/s, one of {args.processes} processes, ms")
-    print(f"{'':45s} {'processor':>9s} {'transfers':>9s} {'exposed':>8s} {'hidden':>7s}")
+    print_title(speed, args.processes)
     for name, form in FORMS.items():
         link = Link(speed * 1e9)
-        step = build_step(args, LinkGroup("tp", tuple(range(args.processes)), link=link), *form)
-        step()
-        rows = []
-        for _ in range(args.repeats):
-            link.waited = link.carried = link.free_at = 0.0
-            start = time.process_time()
-            step()
-            rows.append((time.process_time() - start, link.carried, link.waited))
-        columns = zip(*rows, strict=True)
-        busy, carried, waited = (statistics.median(column) * 1e3 for column in columns)
-        hidden = 100.0 * (1.0 - waited / carried)
-        print(f"{name:45s} {busy:9.1f} {carried:9.1f} {waited:8.1f} {hidden:6.0f}%")
+        group = LinkGroup("tp", tuple(range(args.processes)), link=link)
+        print_form(name, link, build_step(args, group, *form), args.repeats)
 
 
 def gloo_steps(args: argparse.Namespace, group: Group) -> dict[str, Callable[[], None]]:
