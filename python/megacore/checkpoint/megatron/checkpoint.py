@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,6 @@ from megacore.checkpoint.megatron.rank_files import Place, find_rank_files, firs
 from megacore.checkpoint.megatron.run_values import (
     counters,
     optimizer_values,
-    own_values,
     rng_parts,
     schedule,
 )
@@ -25,6 +25,8 @@ from megacore.checkpoint.pieces import Part
 from megacore.checkpoint.torch_files import read_torch_file
 from megacore.errors import CheckpointError
 
+# Key of our own values: the text of a JSON object.
+OWN = "megacore"
 MODEL, OPTIMIZER, RNG = "model", "optimizer", "rng"
 
 
@@ -84,7 +86,7 @@ class MegatronCheckpoint:
     @property
     def is_own(self) -> bool:
         """Whether megacore wrote it."""
-        return bool(own_values(self._first))
+        return OWN in self._first
 
     @cached_property
     def settings(self) -> dict[str, Plain]:
@@ -104,15 +106,15 @@ class MegatronCheckpoint:
     @property
     def values(self) -> dict[str, Any]:
         """Everything that is not a tensor, by the names that a run uses."""
-        own = own_values(self._first)
         file = self._files.model_file(Place(0))
+        if self.is_own:
+            return own_values(self._first[OWN], file)
         values: dict[str, Any] = {
             "args": self.settings,
             "counters": counters(self._first, self.args, self.iteration),
             "scheduler": schedule(self._first),
-            "environment": own.get("environment", {}),
             # Random states of another program mean nothing to the layers here.
-            "rng_layout": own.get("rng_layout", []),
+            "rng_layout": [],
         }
         if OPTIMIZER in self.groups:
             values[OPTIMIZER] = optimizer_values(self._first, file, self.iteration)
@@ -194,6 +196,21 @@ class MegatronCheckpoint:
     def dtype(self) -> torch.dtype:
         """Of the word embedding, or of the first tensor that there is."""
         return next(iter(self.model.chunks[Place(0)][0].tensors.values())).dtype
+
+
+def own_values(text: Any, file: Path) -> dict[str, Any]:
+    """The values that megacore stored for itself.
+
+    Raises:
+        CheckpointError: They are not a JSON object.
+    """
+    try:
+        values = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: the values of the run are damaged: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file}: expected a JSON object, found {type(values).__name__}")
+    return values
 
 
 def _read(file: Path, *, verify: bool = False, of_model: bool = True) -> Any:

@@ -13,10 +13,6 @@ from torch import Tensor
 from megacore.checkpoint.megatron.optimizer import num_steps, outer_optimizer
 from megacore.errors import CheckpointError
 
-# Key of what only megacore stores.
-OWN = "megacore"
-OWN_VERSION = 1
-
 _COUNTERS = ("consumed_train_samples", "consumed_valid_samples", "skipped_train_samples")
 _SCHEDULE = (
     "max_lr",
@@ -42,12 +38,6 @@ _OLD_SCHEDULE = {
 }
 _TRACKER = "model-parallel-rng"
 _TRACKER_CPU = "model-parallel-rng-cpu"
-
-
-def own_values(state: Mapping[str, Any]) -> dict[str, Any]:
-    """What megacore alone stores; empty for a checkpoint of another program."""
-    own = state.get(OWN)
-    return dict(own) if isinstance(own, Mapping) else {}
 
 
 def counters(state: Mapping[str, Any], args: Mapping[str, Any], iteration: int) -> dict[str, Any]:
@@ -79,8 +69,7 @@ def schedule(state: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(stored, Mapping):
         return {}
     named = {_OLD_SCHEDULE.get(name, name): value for name, value in stored.items()}
-    found = {name: named[name] for name in _SCHEDULE if name in named}
-    return found | own_values(state).get("scheduler", {})
+    return {name: named[name] for name in _SCHEDULE if name in named}
 
 
 def stored_schedule(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -101,7 +90,7 @@ def optimizer_values(state: Mapping[str, Any], path: Path, iteration: int) -> di
         path: Its name.
         iteration: Taken for the steps where the file does not count them.
     """
-    steps = own_values(state).get("step", num_steps(state, path))
+    steps = num_steps(state, path)
     scaler = outer_optimizer(state, path).get("grad_scaler")
     scale: dict[str, Any] = {}
     if isinstance(scaler, Mapping):
