@@ -28,10 +28,10 @@ private:
     Py_buffer view_{};
 };
 
-std::uint32_t crc32(const py::buffer& buffer, std::uint32_t seed) {
+std::uint32_t crc32(const py::buffer& buffer, std::uint32_t seed, std::int64_t threads) {
     const Bytes bytes(buffer);
     const py::gil_scoped_release unlocked;
-    return megacore::crc32(bytes.data(), bytes.size(), seed);
+    return megacore::crc32_in_threads(bytes.data(), bytes.size(), seed, threads);
 }
 
 }  // namespace
@@ -42,6 +42,7 @@ void bind_checksum(py::module_& parent) {
         &crc32,
         py::arg("buffer"),
         py::arg("seed") = 0,
+        py::arg("threads") = 1,
         "CRC-32 of zip archives of a contiguous buffer; `seed` is that of what precedes it.");
     parent.def("crc32_combine",
                &megacore::crc32_combine,

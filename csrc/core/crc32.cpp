@@ -1,20 +1,21 @@
 #include "core/crc32.h"
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstring>
+#include <thread>
 #include <vector>
 
 #include "core/check.h"
 #include "core/crc32_fold.h"
 #include "core/math.h"
-#include "core/parallel_for.h"
 
 namespace megacore {
 namespace {
 
-// Large enough that combining costs nothing, small enough to spread a tensor over the threads.
-constexpr std::int64_t kPieceBytes = 1 << 20;
+// What a thread must have to do to be worth its start.
+constexpr std::int64_t kMinShareBytes = 4 << 20;
 
 using Tables = std::array<std::array<std::uint32_t, 256>, 8>;
 
@@ -55,22 +56,6 @@ std::uint32_t update_by_table(std::uint32_t state, const unsigned char* data, st
     return state;
 }
 
-Crc32Method detect() {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("pclmul") && __builtin_cpu_supports("sse4.1")) {
-        if (!__builtin_cpu_supports("vpclmulqdq")) return Crc32Method::kClmul128;
-        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-            __builtin_cpu_supports("avx512dq")) {
-            return Crc32Method::kClmul512;
-        }
-        if (__builtin_cpu_supports("avx2")) return Crc32Method::kClmul256;
-        return Crc32Method::kClmul128;
-    }
-#endif
-    return Crc32Method::kTable;
-}
-
 crc32_fold::Fold fold_of([[maybe_unused]] Crc32Method method) {
 #if defined(__x86_64__)
     switch (method) {
@@ -102,6 +87,39 @@ std::uint32_t compute(crc32_fold::Fold fold,
         size -= folded_size;
     }
     return ~update_by_table(state, bytes, size);
+}
+
+Crc32Method supported() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("pclmul") && __builtin_cpu_supports("sse4.1")) {
+        if (!__builtin_cpu_supports("vpclmulqdq")) return Crc32Method::kClmul128;
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+            __builtin_cpu_supports("avx512dq")) {
+            return Crc32Method::kClmul512;
+        }
+        if (__builtin_cpu_supports("avx2")) return Crc32Method::kClmul256;
+        return Crc32Method::kClmul128;
+    }
+#endif
+    return Crc32Method::kTable;
+}
+
+/// Whether a method agrees with the table on one stretch. A wrong checksum would make intact
+/// checkpoints look damaged, on just the machines whose CPU a change was not tried on.
+bool agrees(Crc32Method method) {
+    std::array<unsigned char, 1023> bytes{};
+    for (std::size_t i = 0; i < bytes.size(); ++i) {
+        bytes[i] = static_cast<unsigned char>(i * i + i / 7);
+    }
+    return compute(fold_of(method), bytes.data(), bytes.size(), 1) ==
+           compute(nullptr, bytes.data(), bytes.size(), 1);
+}
+
+Crc32Method detect() {
+    Crc32Method method = supported();
+    while (!agrees(method)) method = static_cast<Crc32Method>(static_cast<int>(method) - 1);
+    return method;
 }
 
 /// Product modulo the polynomial.
@@ -159,23 +177,28 @@ std::uint32_t crc32_combine(std::uint32_t first, std::uint32_t second, std::uint
     return multiply(factor, first) ^ second;
 }
 
-std::uint32_t crc32_parallel(const void* data, std::size_t size, std::uint32_t seed) {
+std::uint32_t crc32_in_threads(const void* data,
+                               std::size_t size,
+                               std::uint32_t seed,
+                               std::int64_t num_threads) {
+    MEGACORE_CHECK(num_threads > 0, "expected at least one thread, found ", num_threads);
     const auto* bytes = static_cast<const unsigned char*>(data);
     const auto total = static_cast<std::int64_t>(size);
-    const std::int64_t num_pieces = ceil_div(total, kPieceBytes);
-    if (num_pieces <= 1) return crc32(data, size, seed);
-    const auto piece_size = [&](std::int64_t piece) {
-        return static_cast<std::size_t>(std::min(kPieceBytes, total - piece * kPieceBytes));
+    const std::int64_t share = std::max(ceil_div(total, num_threads), kMinShareBytes);
+    std::vector<std::thread> others;
+    std::vector<std::uint32_t> parts(static_cast<std::size_t>(ceil_div(total, share)));
+    const auto share_size = [&](std::size_t i) {
+        const std::int64_t begin = static_cast<std::int64_t>(i) * share;
+        return static_cast<std::size_t>(std::min(share, total - begin));
     };
-    std::vector<std::uint32_t> parts(static_cast<std::size_t>(num_pieces));
-    parallel_for(0, num_pieces, 1, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t piece = begin; piece < end; ++piece) {
-            parts[static_cast<std::size_t>(piece)] =
-                crc32(bytes + piece * kPieceBytes, piece_size(piece));
-        }
-    });
-    for (std::int64_t piece = 0; piece < num_pieces; ++piece) {
-        seed = crc32_combine(seed, parts[static_cast<std::size_t>(piece)], piece_size(piece));
+    const auto work = [&](std::size_t i) {
+        parts[i] = crc32(bytes + static_cast<std::int64_t>(i) * share, share_size(i));
+    };
+    for (std::size_t i = 1; i < parts.size(); ++i) others.emplace_back(work, i);
+    if (!parts.empty()) work(0);
+    for (std::thread& other : others) other.join();
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+        seed = crc32_combine(seed, parts[i], share_size(i));
     }
     return seed;
 }

@@ -27,8 +27,12 @@ std::uint32_t crc32_by(Crc32Method method,
                        std::size_t size,
                        std::uint32_t seed = 0);
 
-/// The same by the threads of parallel_for().
-std::uint32_t crc32_parallel(const void* data, std::size_t size, std::uint32_t seed = 0);
+/// The same by up to `num_threads` threads, the caller's among them. Their own, not the pool's: the
+/// library that reads checkpoints has none.
+std::uint32_t crc32_in_threads(const void* data,
+                               std::size_t size,
+                               std::uint32_t seed,
+                               std::int64_t num_threads);
 
 /// Checksum of two stretches of bytes from that of each: `first`, then `second` of `second_size`
 /// bytes.

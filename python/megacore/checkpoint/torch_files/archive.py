@@ -10,6 +10,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+
 from megacore import _C
 from megacore.checkpoint.torch_files.storages import MappedFile
 from megacore.errors import CheckpointError, UnsafeFileError
@@ -29,6 +31,9 @@ _LOCATOR = struct.Struct("<4sIQI")
 _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
 _ENCRYPTED, _SIZES_FOLLOW = 0x0001, 0x0008
 _ZIP64_FIELD = 1
+
+# More do not read faster from memory.
+_MAX_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,10 @@ class _Listed:
     crc: int
     size: int
     header: int
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")
 
 
 class Archive:
@@ -111,7 +120,8 @@ class Archive:
         Raises:
             CheckpointError: They differ.
         """
-        found = _C.crc32(self._file.view(entry.start, entry.size))
+        data = self._file.view(entry.start, entry.size)
+        found = _C.crc32(data, threads=min(torch.get_num_threads(), _MAX_THREADS))
         if found != entry.crc:
             why = "is damaged" if entry.crc else "was written without a checksum"
             raise CheckpointError(
@@ -192,13 +202,15 @@ class Archive:
                 next(wide, -1) if value == _MAX32 else value for value in (size, packed, header)
             )
             if min(size, packed, header) < 0:
-                raise self._damaged(f"record {name!r} lacks its zip64 sizes")
+                raise self._damaged(f"record {_text(name)} lacks its zip64 sizes")
             if method or packed != size:
                 raise UnsafeFileError(
-                    f"{self._label}: record {name!r} is compressed, which torch.save never does"
+                    f"{self._label}: record {_text(name)} is compressed, which torch never does"
                 )
             if flags & _ENCRYPTED or disk:
-                raise UnsafeFileError(f"{self._label}: record {name!r} is encrypted or elsewhere")
+                raise UnsafeFileError(
+                    f"{self._label}: record {_text(name)} is encrypted or elsewhere"
+                )
             yield _Listed(name, flags, crc, size, header)
         if at != len(directory):
             raise self._damaged(f"{len(directory) - at} bytes follow the list of {count} records")
@@ -260,14 +272,14 @@ class Archive:
 
     def _data_start(self, item: _Listed) -> int:
         _, flags, method, _, _, crc, packed, size, name_size, extra_size = self._unpack(
-            _LOCAL, item.header, LOCAL_SIGNATURE, f"record {item.name!r}"
+            _LOCAL, item.header, LOCAL_SIGNATURE, f"record {_text(item.name)}"
         )
         name = self._file.read(item.header + _LOCAL.size, name_size)
         unstated = flags & _SIZES_FOLLOW and not (crc or packed or size)
         stated = crc == item.crc and size == packed and size in (item.size, _MAX32)
         if method or flags & _ENCRYPTED or name != item.name or not (unstated or stated):
             raise UnsafeFileError(
-                f"{self._label}: record {item.name!r} is described in two ways, at its place "
+                f"{self._label}: record {_text(item.name)} is described in two ways, at its place "
                 f"{item.header} and in the list of records"
             )
         return item.header + _LOCAL.size + name_size + extra_size

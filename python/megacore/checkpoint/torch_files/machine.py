@@ -99,6 +99,8 @@ class Machine:
                 raise ValueError(f"{len(self.stack)} values and {len(self.marks)} marks are left")
         except UnsafeFileError as error:
             raise UnsafeFileError(f"{self._where(position)}: {error}") from error
+        except CheckpointError as error:
+            raise CheckpointError(f"{self._where(position)}: {error}") from error
         except (
             ArithmeticError, AttributeError, LookupError, TypeError, ValueError, struct.error,
             RuntimeError,

@@ -21,6 +21,7 @@ from megacore.errors import CheckpointError, UnsafeFileError
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _COUNT_BYTES = 8
+_LFS_POINTER = b"version https://git-lfs"
 
 
 def read_old_file(file: MappedFile, label: str, limits: Limits) -> Any:
@@ -30,6 +31,10 @@ def read_old_file(file: MappedFile, label: str, limits: Limits) -> Any:
         CheckpointError: It is damaged, or no file of torch.save at all.
         UnsafeFileError: It holds something that is not allowed.
     """
+    if file.read(0, len(_LFS_POINTER)) == _LFS_POINTER:
+        raise CheckpointError(
+            f"{label}: a pointer of Git LFS instead of the file itself: fetch it with git lfs pull"
+        )
     reader = _Reader(file, label, limits)
     try:
         is_old = reader.next("magic number") == _MAGIC
