@@ -54,8 +54,9 @@ def settings_of_args(args: Mapping[str, Any], *, is_legacy: bool, is_own: bool) 
     if is_own:
         return settings
     settings["position_embedding_type"] = _position_kind(settings)
-    # Legacy releases had no way to say it.
-    settings.setdefault("add_position_embedding", True)
+    if not settings.get("group_query_attention") and "num_attention_heads" in settings:
+        # Without groups Megatron-LM leaves the default here, which it does not look at.
+        settings["num_query_groups"] = settings["num_attention_heads"]
     base = settings.get("rotary_base")
     if isinstance(base, float) and base.is_integer():
         settings["rotary_base"] = int(base)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from megacore.checkpoint.megatron.arguments import Plain, settings_of_args, stored_fields
 from megacore.checkpoint.megatron.chunks import StoredModel, read_model
@@ -18,7 +17,6 @@ from megacore.checkpoint.megatron.rank_files import Place, find_rank_files, firs
 from megacore.checkpoint.megatron.run_values import (
     counters,
     optimizer_values,
-    rng_parts,
     schedule,
 )
 from megacore.checkpoint.pieces import Part
@@ -130,22 +128,19 @@ class MegatronCheckpoint:
             return self.model.parts()
         return optimizer_parts(self._files, self._states, self.model, self._buffers())
 
-    def rng(self, place: Place, replica: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Random states of one process, as `checkpoint.rng.restore_rng` takes them.
-
-        Args:
-            place: Its rank in the grid of the model.
-            replica: Its rank among the processes with this part of the model.
+    def rng_entries(self) -> list[tuple[Path, Mapping[str, Any]]]:
+        """Random states, with the file that they are in; those of one or more processes each.
 
         Raises:
-            CheckpointError: They are not there.
+            CheckpointError: A file has none.
         """
-        if place not in self._states:
-            raise CheckpointError(f"{self.path}: holds no random state of rank {place}")
-        file, states = self._files.model_file(place), self._states[place].get("rng_state")
-        if not isinstance(states, list) or replica >= len(states):
-            raise CheckpointError(f"{file}: holds no random state of replica {replica}")
-        return rng_parts(states[replica], file)
+        found: list[tuple[Path, Mapping[str, Any]]] = []
+        for place, state in self._states.items():
+            file, entries = self._files.model_file(place), state.get("rng_state")
+            if not isinstance(entries, list) or not entries:
+                raise CheckpointError(f"{file}: holds no random state; pass --no-load-rng")
+            found += [(file, entry) for entry in entries if isinstance(entry, Mapping)]
+        return found
 
     def _buffers(self) -> dict[Place, Any]:
         """Contents of the files of a distributed optimizer; empty when it was a plain one."""

@@ -36,13 +36,13 @@ from megacore.checkpoint.megatron.rank_state import (
     model_states,
 )
 from megacore.checkpoint.megatron.splits import full_layout
+from megacore.checkpoint.megatron.spool import Spool
 from megacore.checkpoint.torch_files import write_torch_file
 from megacore.data.tokenizers import padded_vocab_size
 from megacore.errors import CheckpointError
 from megacore.parallel.layout import ParamLayout, copy_boxes
 from megacore.parallel.stages import StageLayers, divide_layers
 
-_ALIGNMENT = 64
 _DTYPE_FLAGS = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -55,58 +55,31 @@ class _Slot:
         source: Canonical name of the tensor that it is cut from.
         stage: Which of the stages of the rank.
         layout: How it is cut.
-        start: First byte in the rank's scratch file.
-        dtype: Of the part.
+        number: In the spool of the rank.
     """
 
     name: str
     source: str
     stage: int
     layout: ParamLayout
-    start: int
-    dtype: torch.dtype
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the part."""
-        size = self.dtype.itemsize
-        for extent in self.layout.local_shape:
-            size *= extent
-        return size
+    number: int
 
 
 class _Rank:
-    """The parts of one rank, collected in a scratch file that is mapped into memory."""
+    """The parts of one rank.
 
-    def __init__(self, scratch: Path) -> None:
-        self.scratch = scratch
+    Attributes:
+        slots: In any order.
+        spool: Holds them.
+    """
+
+    def __init__(self, spool: Spool) -> None:
         self.slots: list[_Slot] = []
-        self._size = 0
-        self._memory: Tensor | None = None
-
-    def add(
-        self, name: str, source: str, stage: int, layout: ParamLayout, dtype: torch.dtype
-    ) -> None:
-        """Makes room for a part."""
-        slot = _Slot(name, source, stage, layout, self._size, dtype)
-        self.slots.append(slot)
-        self._size += -(-slot.num_bytes // _ALIGNMENT) * _ALIGNMENT
-
-    def open(self) -> None:
-        """Makes the scratch file; nothing can be added any more."""
-        size = max(self._size, _ALIGNMENT)
-        self._memory = torch.from_file(str(self.scratch), shared=True, size=size, dtype=torch.uint8)
+        self.spool = spool
 
     def view(self, slot: _Slot) -> Tensor:
         """The memory of a part, in its shape."""
-        assert self._memory is not None
-        flat = self._memory[slot.start : slot.start + slot.num_bytes]
-        return flat.view(slot.dtype).view(slot.layout.local_shape)
-
-    def close(self) -> None:
-        """Removes the scratch file."""
-        self._memory = None
-        self.scratch.unlink()
+        return self.spool.view(slot.number)
 
 
 class MegatronTarget:
@@ -165,9 +138,10 @@ class MegatronTarget:
         for pipeline in range(sizes.pipeline):
             for tensor in range(sizes.tensor):
                 place = Place(tensor, pipeline)
-                rank = _Rank(directory / f".{place.tensor}-{place.pipeline}.scratch")
+                spool = Spool(directory / f".{place.tensor}-{place.pipeline}.scratch")
+                rank = _Rank(spool)
                 self._plan(rank, place, sizes, tensors)
-                rank.open()
+                spool.open()
                 self._ranks[place] = rank
                 for slot in rank.slots:
                     self._slots.setdefault(slot.source, []).append((rank, slot))
@@ -209,7 +183,8 @@ class MegatronTarget:
                         raise CheckpointError(str(error)) from error
                     if self._is_legacy and to_legacy(own_name) is None:
                         raise CheckpointError(f"a legacy model has no place for {name}")
-                    rank.add(own_name, name, index, cut, info.dtype)
+                    number = rank.spool.add(cut.local_shape, info.dtype)
+                    rank.slots.append(_Slot(own_name, name, index, cut, number))
 
     def _names_on(self, stage: StageLayers, name: str) -> list[str]:
         """What a stage calls a tensor; nothing when it does not have it."""
@@ -247,7 +222,7 @@ class MegatronTarget:
             folder /= place.directory(pipeline_size=sizes.pipeline)
             folder.mkdir(parents=True)
             write_torch_file(folder / MODEL_FILE, self._contents(place, rank, sizes))
-            rank.close()
+            rank.spool.close()
         iteration = self._description.iteration
         tracker = str(iteration) if iteration else directories.RELEASE
         write_file(self._directory / directories.TRACKER, tracker.encode())
