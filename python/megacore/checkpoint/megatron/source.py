@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -26,6 +28,54 @@ from megacore.parallel.layout import full_tensor
 _COPY = "the word embedding again, which the last stage had a copy of"
 
 
+def described(
+    settings: Mapping[str, Any],
+    tensors: Mapping[str, TensorInfo],
+    *,
+    path: Path,
+    iteration: int,
+    source_format: str,
+    source_layout: LayoutSizes,
+    vocab_size: int | None,
+) -> ModelDescription:
+    """What the settings and tensors of a checkpoint say about its model.
+
+    Args:
+        settings: Settings of megacore that the checkpoint holds.
+        tensors: Canonical name -> shape and dtype of all tensors of the model.
+        path: Directory of the iteration.
+        iteration: Iterations completed.
+        source_format: For people.
+        source_layout: How it was cut.
+        vocab_size: True vocabulary size, when it is known better than by the checkpoint.
+
+    Raises:
+        CheckpointError: They do not describe a model that is supported.
+    """
+    if "num_layers" not in settings:
+        raise CheckpointError(f"{path}: holds no args: the architecture is not known")
+    if WORD_EMBEDDING not in tensors:
+        raise CheckpointError(f"{path}: holds no {WORD_EMBEDDING}: not a GPT")
+    untied = {"untie_embeddings_and_output_weights": OUTPUT_WEIGHT in tensors}
+    config = model_config({**settings, **untied}, where=str(path))
+    names = tuple(field.name for field in fields(TokenizerConfig))
+    tokenizer = of_arguments(settings, names, path.parent)
+    taken = {*names, *(field.name for field in fields(ModelConfig))}
+    known = settings.get("true_vocab_size")
+    return ModelDescription(
+        config=config,
+        padded_vocab_size=tensors[WORD_EMBEDDING].shape[0],
+        vocab_size=vocab_size or (known if isinstance(known, int) else None),
+        dtype=tensors[WORD_EMBEDDING].dtype,
+        iteration=iteration,
+        source_format=source_format,
+        source_layout=source_layout,
+        tokenizer=tokenizer.values,
+        tokenizer_files=tokenizer.files,
+        arguments={name: value for name, value in settings.items() if name not in taken},
+    )
+
+
 class MegatronSource:
     """A model of Megatron-LM, core or legacy, in one of its `torch` checkpoints.
 
@@ -46,25 +96,13 @@ class MegatronSource:
     def _describe(self, options: SourceOptions) -> ModelDescription:
         checkpoint, model = self._checkpoint, self._checkpoint.model
         settings = dict(checkpoint.settings)
-        if not settings:
-            raise CheckpointError(f"{checkpoint.path}: holds no args: the architecture is unknown")
         if options.position_embedding_type is not None and not checkpoint.is_own:
             stored = checkpoint.args.get("position_embedding_type")
             settings["position_embedding_type"] = stored or options.position_embedding_type
-        if WORD_EMBEDDING not in self._parts:
-            raise CheckpointError(f"{checkpoint.path}: holds no {WORD_EMBEDDING}: not a GPT")
-        settings["untie_embeddings_and_output_weights"] = OUTPUT_WEIGHT in self._parts
-        config = model_config(settings, where=str(checkpoint.path))
-        names = tuple(field.name for field in fields(TokenizerConfig))
-        root = checkpoint.path.parent
-        tokenizer = of_arguments(settings, names, root)
-        taken = {*names, *(field.name for field in fields(ModelConfig))}
-        known = settings.get("true_vocab_size")
-        return ModelDescription(
-            config=config,
-            padded_vocab_size=self._parts[WORD_EMBEDDING][0].layout.full_shape[0],
-            vocab_size=options.vocab_size or (known if isinstance(known, int) else None),
-            dtype=self._parts[WORD_EMBEDDING][0].data.dtype,
+        return described(
+            settings,
+            {name: self.info(name) for name in self._parts},
+            path=checkpoint.path,
             iteration=checkpoint.iteration,
             source_format=f"Megatron {'legacy' if model.is_legacy else 'core'}, torch",
             source_layout=LayoutSizes(
@@ -72,9 +110,7 @@ class MegatronSource:
                 pipeline=checkpoint.pipeline_size,
                 virtual=checkpoint.virtual_size,
             ),
-            tokenizer=tokenizer.values,
-            tokenizer_files=tokenizer.files,
-            arguments={name: value for name, value in settings.items() if name not in taken},
+            vocab_size=options.vocab_size,
         )
 
     def names(self) -> list[str]:

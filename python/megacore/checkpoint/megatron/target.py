@@ -43,6 +43,7 @@ from megacore.errors import CheckpointError
 from megacore.parallel.layout import ParamLayout, copy_boxes
 from megacore.parallel.stages import StageLayers, divide_layers
 
+COUNTERS = ("consumed_train_samples", "consumed_valid_samples", "skipped_train_samples")
 _DTYPE_FLAGS = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -82,6 +83,64 @@ class _Rank:
         return self.spool.view(slot.number)
 
 
+def arguments_of(description: ModelDescription, ckpt_format: str) -> dict[str, Any]:
+    """The settings that go into a checkpoint of weights alone.
+
+    Args:
+        description: The model.
+        ckpt_format: Format of the checkpoint.
+    """
+    config = description.config
+    values: dict[str, Any] = dict.fromkeys(COUNTERS, 0)
+    values |= dict(description.arguments)
+    values |= {field.name: getattr(config, field.name) for field in fields(config)}
+    values |= dict(description.tokenizer)
+    values.setdefault("seq_length", config.max_position_embeddings)
+    values.setdefault("encoder_seq_length", values["seq_length"])
+    is_half = _DTYPE_FLAGS.get(description.dtype)
+    return values | {
+        "bf16": is_half == "bf16",
+        "fp16": is_half == "fp16",
+        "true_vocab_size": description.vocab_size,
+        "padded_vocab_size": description.padded_vocab_size,
+        "iteration": description.iteration,
+        "tensor_model_parallel_size": 1,
+        "pipeline_model_parallel_size": 1,
+        "num_layers_per_virtual_pipeline_stage": None,
+        "expert_model_parallel_size": 1,
+        "context_parallel_size": 1,
+        "data_parallel_size": 1,
+        "world_size": 1,
+        "use_distributed_optimizer": False,
+        "ckpt_format": ckpt_format,
+    }
+
+
+def rows_of_vocabulary(
+    description: ModelDescription, options: TargetOptions, *, tensor_size: int
+) -> int:
+    """Rows of vocabulary weights: the true size padded, or the source's rows as they are.
+
+    Raises:
+        CheckpointError: The ranks cannot be given equally many.
+    """
+    if description.vocab_size is not None:
+        stored = description.arguments.get("make_vocab_size_divisible_by")
+        unit = options.make_vocab_size_divisible_by or stored
+        return padded_vocab_size(
+            description.vocab_size,
+            make_divisible_by=unit or description.config.make_vocab_size_divisible_by,
+            tensor_parallel_size=tensor_size,
+        )
+    if description.padded_vocab_size % tensor_size:
+        raise CheckpointError(
+            f"{description.padded_vocab_size} vocabulary rows cannot be divided among "
+            f"{tensor_size} tensor-parallel ranks, and how many of them are padding is not known: "
+            "give the true vocabulary size"
+        )
+    return description.padded_vocab_size
+
+
 class MegatronTarget:
     """A checkpoint that Megatron-LM loads with `--ckpt-format torch`, weights only.
 
@@ -106,21 +165,8 @@ class MegatronTarget:
         Raises:
             CheckpointError: The ranks cannot be given equally many.
         """
-        tensor = self._sizes(description).tensor
-        stored = description.arguments.get("make_vocab_size_divisible_by")
-        unit = self._options.make_vocab_size_divisible_by or stored
-        unit = unit or description.config.make_vocab_size_divisible_by
-        if description.vocab_size is not None:
-            return padded_vocab_size(
-                description.vocab_size, make_divisible_by=unit, tensor_parallel_size=tensor
-            )
-        if description.padded_vocab_size % tensor:
-            raise CheckpointError(
-                f"{description.padded_vocab_size} vocabulary rows cannot be divided among {tensor} "
-                "tensor-parallel ranks, and how many of them are padding is not known: give the "
-                "true vocabulary size"
-            )
-        return description.padded_vocab_size
+        size = self._sizes(description).tensor
+        return rows_of_vocabulary(description, self._options, tensor_size=size)
 
     def begin(
         self,
@@ -250,41 +296,19 @@ class MegatronTarget:
 
     def _arguments(self, sizes: LayoutSizes) -> dict[str, Any]:
         """The settings that Megatron-LM expects with a model."""
-        description, config = self._description, self._description.config
-        counters = ("consumed_train_samples", "consumed_valid_samples", "skipped_train_samples")
-        values: dict[str, Any] = dict.fromkeys(counters, 0)
-        values |= dict(description.arguments)
-        values |= {field.name: getattr(config, field.name) for field in fields(config)}
-        values |= dict(description.tokenizer)
-        values.setdefault("seq_length", config.max_position_embeddings)
-        values.setdefault("encoder_seq_length", values["seq_length"])
-        is_half = _DTYPE_FLAGS.get(description.dtype)
-        return values | {
-            "bf16": is_half == "bf16",
-            "fp16": is_half == "fp16",
-            "params_dtype": description.dtype,
-            "true_vocab_size": description.vocab_size,
-            "padded_vocab_size": description.padded_vocab_size,
-            "iteration": description.iteration,
+        virtual = sizes.virtual if sizes.virtual > 1 else None
+        per_stage = self._stages[0].last - self._stages[0].first
+        is_te = self._fused_norms and not self._is_legacy
+        return arguments_of(self._description, "torch") | {
+            "params_dtype": self._description.dtype,
             "tensor_model_parallel_size": sizes.tensor,
             "pipeline_model_parallel_size": sizes.pipeline,
             "transformer_pipeline_model_parallel_size": sizes.pipeline,
-            "virtual_pipeline_model_parallel_size": sizes.virtual if sizes.virtual > 1 else None,
-            "num_layers_per_virtual_pipeline_stage": (
-                len(range(self._stages[0].first, self._stages[0].last))
-                if sizes.virtual > 1
-                else None
-            ),
-            "expert_model_parallel_size": 1,
-            "context_parallel_size": 1,
-            "data_parallel_size": 1,
+            "virtual_pipeline_model_parallel_size": virtual,
+            "num_layers_per_virtual_pipeline_stage": None if virtual is None else per_stage,
             "world_size": sizes.tensor * sizes.pipeline,
-            "use_distributed_optimizer": False,
             "use_legacy_models": self._is_legacy,
-            "transformer_impl": (
-                "transformer_engine" if self._fused_norms and not self._is_legacy else "local"
-            ),
-            "ckpt_format": "torch",
+            "transformer_impl": "transformer_engine" if is_te else "local",
         }
 
     def _sizes(self, description: ModelDescription) -> LayoutSizes:
