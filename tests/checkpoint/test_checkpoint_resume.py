@@ -170,3 +170,73 @@ def test_a_long_iteration_number(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 12_345_678, tensors={}, values={})
     assert path.name == "iter_12345678"
     assert find_checkpoint(tmp_path) == path
+
+
+def saved_at(directory: Path, *iterations: int) -> Path:
+    for iteration in iterations:
+        save_checkpoint(directory, iteration, tensors={"model": {"w": torch.zeros(1)}}, values={})
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("persistent", "other", "taken"),
+    [
+        ((100,), (150,), "other"),
+        ((100,), (100,), "other"),
+        ((200,), (150,), "load"),
+        ((200,), (), "load"),
+        ((), (150,), "other"),
+    ],
+)
+@pytest.mark.parametrize("named", [False, True])
+def test_the_newer_of_persistent_and_non_persistent(
+    tmp_path: Path,
+    persistent: tuple[int, ...],
+    other: tuple[int, ...],
+    taken: str,
+    named: bool,
+) -> None:
+    load = tmp_path / "load"
+    beside = tmp_path / "fast" if named else load / "non_persistent"
+    saved_at(load, *persistent)
+    saved_at(beside, *other)
+    more = {"non_persistent_global_ckpt_dir": str(beside)} if named else {}
+    plan = plan_of(load, **more)
+    directory, iterations = (beside, other) if taken == "other" else (load, persistent)
+    assert plan.source == directory / f"iter_{iterations[0]:07d}"
+    assert plan.iteration == iterations[0]
+    assert any("non-persistent" in warning for warning in plan.warnings) == (taken == "other")
+
+
+def test_a_step_means_the_persistent_checkpoints(tmp_path: Path) -> None:
+    load = saved_at(tmp_path / "load", 100)
+    saved_at(load / "non_persistent", 150)
+    assert plan_of(load, ckpt_step=100).source == load / "iter_0000100"
+    with pytest.raises(CheckpointError, match="iteration 150"):
+        plan_of(load, ckpt_step=150)
+
+
+def test_a_non_persistent_checkpoint_outranks_a_release(tmp_path: Path) -> None:
+    load = saved_at(tmp_path / "load", 100)
+    (load / "iter_0000100").rename(load / "release")
+    (load / TRACKER).write_text("release")
+    saved_at(load / "non_persistent", 7)
+    plan = plan_of(load)
+    assert (plan.iteration, plan.weights_only) == (7, False)
+    (load / "non_persistent" / TRACKER).write_text("release")
+    (load / "non_persistent" / "iter_0000007").rename(load / "non_persistent" / "release")
+    with pytest.raises(CheckpointError, match="cannot be a release"):
+        plan_of(load)
+
+
+@pytest.mark.parametrize("same_as", ["save", "load"])
+def test_the_place_of_non_persistent_checkpoints_is_another_one(
+    tmp_path: Path, same_as: str
+) -> None:
+    config = CheckpointConfig(
+        save=str(tmp_path / "save"),
+        load=str(tmp_path / "load"),
+        save_interval=10,
+        non_persistent_global_ckpt_dir=str(tmp_path / "x" / ".." / same_as),
+    )
+    assert [fault.id for fault in config.faults()] == ["MC0731"]

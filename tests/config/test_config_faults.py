@@ -188,6 +188,7 @@ TRIGGERS: dict[str, list[tuple[str, str]]] = {
     "MC0612": [("--tiktoken-special-tokens <unk> <s>", "")],
     "MC0701": [("--save out", "")],
     "MC0702": [("--use-checkpoint-args", ""), ("--ckpt-step 3", ""), ("--finetune", "")],
+    "MC0731": [("--save d --save-interval 1 --non-persistent-global-ckpt-dir d", "")],
     "MC0801": [("--wandb-project p", "")],
     "MC0802": [("--profile --profile-step-start 5 --profile-step-end 5", "")],
 }

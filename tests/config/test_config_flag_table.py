@@ -105,6 +105,7 @@ RESOLVED_INTO = {
     "add_position_embedding": "position_embedding_type",
     "group_query_attention": "num_query_groups",
     "geglu": "gated",
+    "non_persistent_global_ckpt_dir": "non_persistent_save",
     "recompute_activations": "recompute_granularity",
     "order": "axis_order",
     "use_tp_pp_dp_mapping": "axis_order",

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from megacore.config.faults import fault
 from megacore.config.fields import flag
 from megacore.config.settings import value_faults
 from megacore.errors import Fault
+
+# Directory of checkpoints of which only the newest is kept, in the one of the others.
+NON_PERSISTENT = "non_persistent"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +37,7 @@ class CheckpointConfig:
         "--save-retain-last",
         default=None,
         help="keep this many of the newest checkpoints in --save and remove older ones",
+        bounds="[1, inf)",
     )
     overwrite_newer_checkpoints: bool = flag(
         "--overwrite-newer-checkpoints",
@@ -45,6 +51,18 @@ class CheckpointConfig:
         "--no-load-optim", default=False, help="ignore stored optimizer and scheduler"
     )
     no_load_rng: bool = flag("--no-load-rng", default=False, help="ignore stored RNG")
+    non_persistent_save_interval: int | None = flag(
+        "--non-persistent-save-interval",
+        default=None,
+        help="iterations between saves of which only the newest is kept, beside those of "
+        "--save-interval",
+        bounds="[1, inf)",
+    )
+    non_persistent_global_ckpt_dir: str | None = flag(
+        "--non-persistent-global-ckpt-dir",
+        default=None,
+        help="where they go and are looked for; by default non_persistent in --save and --load",
+    )
     finetune: bool = flag(
         "--finetune",
         default=False,
@@ -72,11 +90,26 @@ class CheckpointConfig:
         help="fail instead of starting from random weights when nothing is found",
     )
 
+    @property
+    def non_persistent_save(self) -> Path | None:
+        """Where non-persistent checkpoints are saved; None when none are."""
+        if self.save is None or self.non_persistent_save_interval is None:
+            return None
+        return Path(self.non_persistent_global_ckpt_dir or Path(self.save, NON_PERSISTENT))
+
+    @property
+    def non_persistent_load(self) -> Path | None:
+        """Where a run looks for a non-persistent checkpoint; None when nothing is loaded."""
+        if self.load is None:
+            return None
+        return Path(self.non_persistent_global_ckpt_dir or Path(self.load, NON_PERSISTENT))
+
     def faults(self) -> Iterator[Fault]:
         """Rules of saving and loading that these values break."""
         yield from value_faults(self)
         if self.save is not None and self.save_interval is None:
             yield fault("MC0701", {"--save": self.save}, allowed="--save-interval N")
+        yield from self._operation_faults()
         asking = {
             "--use-checkpoint-args": self.use_checkpoint_args,
             "--exit-on-missing-checkpoint": self.exit_on_missing_checkpoint,
@@ -86,3 +119,13 @@ class CheckpointConfig:
         given = {name: "" for name, there in asking.items() if there}
         if given and self.load is None and self.pretrained_checkpoint is None:
             yield fault("MC0702", given, allowed="--load DIR")
+
+    def _operation_faults(self) -> Iterator[Fault]:
+        """Rules of how often is saved, and what is kept."""
+        beside = self.non_persistent_global_ckpt_dir
+        if beside is not None and any(
+            directory is not None and os.path.realpath(beside) == os.path.realpath(directory)
+            for directory in (self.save, self.load)
+        ):
+            given_dir = {"--non-persistent-global-ckpt-dir": beside}
+            yield fault("MC0731", given_dir, allowed="another directory")

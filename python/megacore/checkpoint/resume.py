@@ -41,6 +41,9 @@ def decide(config: CheckpointConfig) -> ResumePlan:
     `--exit-on-missing-checkpoint`, `--finetune`, `--ckpt-step` says that a checkpoint must be
     there. Something that is there but cannot be read is always an error.
 
+    A non-persistent checkpoint beside those of `--load` is taken when it is not older than they
+    are, unless `--ckpt-step` names one of them.
+
     Raises:
         CheckpointError: A checkpoint must be there and is not, or it cannot be read.
     """
@@ -50,9 +53,8 @@ def decide(config: CheckpointConfig) -> ResumePlan:
         "--ckpt-step": config.ckpt_step is not None,
     }
     demanded_by = ", ".join(flag for flag, given in strict.items() if given)
-    found = None
     if config.load is not None:
-        found = layout.find_checkpoint(config.load, step=config.ckpt_step)
+        found = _newest_of_both(config.load, config)
         if found is not None:
             return _plan(found, config, finetune=config.finetune)
     if config.pretrained_checkpoint is not None and config.ckpt_step is None:
@@ -73,6 +75,26 @@ def decide(config: CheckpointConfig) -> ResumePlan:
     return ResumePlan(source=None)
 
 
+def _newest_of_both(load: str, config: CheckpointConfig) -> Path | None:
+    """The checkpoint of `--load`, or the non-persistent one when that is not older."""
+    found = layout.find_checkpoint(load, step=config.ckpt_step)
+    beside = config.non_persistent_load
+    if beside is None or config.ckpt_step is not None:
+        return found
+    other = layout.find_checkpoint(beside)
+    if other is None or found is None:
+        return found or other
+    if other.name == layout.RELEASE:
+        raise CheckpointError(f"{other}: a non-persistent checkpoint cannot be a release")
+    newer = found.name == layout.RELEASE or _iteration(other) >= _iteration(found)
+    return other if newer else found
+
+
+def _iteration(path: Path) -> int:
+    """The iteration that a directory is named after; a displaced one still has its own."""
+    return int(path.name.rpartition("_")[2])
+
+
 def _plan(found: Path, config: CheckpointConfig, *, finetune: bool) -> ResumePlan:
     weights_only = finetune or found.name == layout.RELEASE
     iteration = read_metadata(found).iteration
@@ -82,6 +104,8 @@ def _plan(found: Path, config: CheckpointConfig, *, finetune: bool) -> ResumePla
             f"{found.parent} has no {layout.TRACKER}; loading its newest complete checkpoint, "
             f"{found.name}"
         )
+    if found.parent == config.non_persistent_load:
+        warnings.append(f"the newest checkpoint is a non-persistent one: {found}")
     return ResumePlan(
         source=found,
         iteration=0 if weights_only else iteration,

@@ -401,6 +401,12 @@ RULES: dict[str, Rule] = {
         "Without `--load` (or `--pretrained-checkpoint`) the run would start from random weights.",
         "Give `--load DIR`, or remove the flag.",
     ),
+    "MC0731": Rule(
+        "--non-persistent-global-ckpt-dir must not be the directory of --save or --load",
+        "Of non-persistent checkpoints only the newest is kept: each save would remove the "
+        "checkpoints that are to stay.",
+        "Name another directory, or leave the flag out: then it is non_persistent in `--save`.",
+    ),
     # Logging and profiling.
     "MC0801": Rule(
         "--wandb-project needs --wandb-exp-name",

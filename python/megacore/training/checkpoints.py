@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from megacore.checkpoint import Checkpoint, ResumePlan, SaveDirectory, VocabularyRows
+from megacore.checkpoint import Checkpoint, ResumePlan, VocabularyRows
 from megacore.checkpoint.config import CheckpointConfig
 from megacore.checkpoint.writers import together
 from megacore.config.fields import flag_fields
@@ -34,6 +36,7 @@ from megacore.training.live_view import Screen
 from megacore.training.outputs import Outputs
 from megacore.training.run_config import RunConfig
 from megacore.training.run_state import RunState
+from megacore.training.saver import Saver, SaveRequest
 
 Result = TypeVar("Result")
 
@@ -92,7 +95,7 @@ class Checkpoints:
 
     Args:
         config: What to save and how often.
-        directory: The claimed save directory, or None when nothing is saved.
+        saver: Writes them, or None when nothing is saved.
         learner: Model, optimizer and schedule.
         arguments: What `stored_arguments` gave.
         groups: The processes of the run.
@@ -106,7 +109,7 @@ class Checkpoints:
         self,
         config: CheckpointConfig,
         *,
-        directory: SaveDirectory | None,
+        saver: Saver | None,
         learner: Learner,
         arguments: Mapping[str, Any],
         groups: ParallelGroups,
@@ -118,7 +121,7 @@ class Checkpoints:
         self._config = config
         self._groups = groups
         self._stream = stream
-        self._directory = directory
+        self._saver = saver
         self._learner = learner
         self._arguments = dict(arguments)
         self._device = device
@@ -128,21 +131,30 @@ class Checkpoints:
     @property
     def is_on(self) -> bool:
         """Whether the run is saved at all."""
-        return self._directory is not None
+        return self._saver is not None
 
     @property
     def interval(self) -> int | None:
         """Iterations between periodic saves."""
         return self._config.save_interval if self.is_on else None
 
-    def save(self, state: RunState) -> None:
+    @property
+    def non_persistent_interval(self) -> int | None:
+        """Iterations between saves of which only the newest is kept."""
+        return self._config.non_persistent_save_interval if self.is_on else None
+
+    def save(self, state: RunState, *, is_persistent: bool = True) -> None:
         """Write a checkpoint of the run as it is now.
+
+        Args:
+            state: Counters of the run.
+            is_persistent: It is to be kept, and not only the newest of its kind.
 
         Raises:
             CheckpointError: It could not be written; what was there before is still valid.
         """
-        assert self._directory is not None
-        iteration, where = state.iteration, self._directory.path
+        assert self._saver is not None
+        iteration, where = state.iteration, self._saver.path(is_persistent=is_persistent)
         self._screen.line(f"saving checkpoint at iteration {iteration:7d} to {where}")
         learner, groups = self._learner, self._groups
         parts = {MODEL: model_parts(learner, groups)}
@@ -161,24 +173,47 @@ class Checkpoints:
             all_values = GroupWriters(groups.world, self._device).exchange(own)
             values[RNG] = {name: value for part in all_values for name, value in part.items()}
             values["rng_layout"] = rng_layout(groups)
-        self._directory.save(
-            iteration,
+        request = SaveRequest(
+            iteration=iteration,
             tensors=tensors,
             parts=parts,
             values=values,
-            overwrite_newer=self._config.overwrite_newer_checkpoints,
-            retain_last=self._config.save_retain_last,
+            is_persistent=is_persistent,
         )
+        # The counters go on while a save may still be under way.
+        at_save = replace(state)
+        self._saver.save(request, lambda: self._note_saved(at_save, where))
+
+    def _note_saved(self, state: RunState, where: Path) -> None:
+        """Says that a checkpoint is published."""
         self._screen.line(
-            f"  successfully saved checkpoint from iteration {iteration:7d} to {where}"
+            f"  successfully saved checkpoint from iteration {state.iteration:7d} to {where}"
         )
         if self._outputs.progress is not None:
             self._outputs.progress.saved(
-                iteration,
+                state.iteration,
                 operations=state.floating_point_operations,
                 tokens=float(state.consumed_train_samples) * self._arguments["seq_length"],
                 since_start=self._outputs.job,
             )
+
+    def poll(self) -> None:
+        """Look after a save that is under way; between any two iterations.
+
+        Raises:
+            CheckpointError: It could not be written.
+        """
+        if self._saver is not None:
+            self._saver.poll()
+
+    def finish(self) -> None:
+        """Wait until everything is published.
+
+        Raises:
+            CheckpointError: It could not be written.
+        """
+        if self._saver is not None:
+            self._saver.finish()
 
 
 class Resume:

@@ -48,6 +48,7 @@ from megacore.training.profiling import Profiler, profile_directory
 from megacore.training.reporting import Reporter
 from megacore.training.run_config import RunConfig
 from megacore.training.run_state import RunState
+from megacore.training.saver import DirectSaver, Saver, save_paths
 from megacore.training.seeding import rank_seed, seed_everything, torch_rng_preserved
 from megacore.training.signals import TermSignal
 from megacore.training.speed import SpeedModel
@@ -136,7 +137,7 @@ class Setup:
         plan = decide(run.checkpoint)
         for warning in plan.warnings:
             screen.line(warning)
-        directory = self._claim(plan)
+        saver = self._saver(plan)
         resume = None
         if plan.source is not None:
             resume = Resume(plan, run=run, groups=self._groups, device=self._device, screen=screen)
@@ -171,7 +172,7 @@ class Setup:
             batches,
             state,
             stored_arguments(run, vocab_size=tokenizer.vocab_size, padded_vocab_size=rows),
-            directory,
+            saver,
         )
         if resume is not None:
             resume.restore_rng(self._stream)
@@ -179,16 +180,19 @@ class Setup:
             parts, run=run, state=state, train_iters=self._train_iters, started=self._started
         )
 
-    def _claim(self, plan: ResumePlan) -> SaveDirectory | None:
-        """The save directory, before any work is done that could not be kept there."""
+    def _saver(self, plan: ResumePlan) -> Saver | None:
+        """What saves, before any work is done that could not be kept: it claims the directories."""
         checkpoint = self._run.checkpoint
         if checkpoint.save is None or self._run.training.skip_train:
             return None
         writers = GroupWriters(self._groups.world, self._device)
-        directory = self._stack.enter_context(SaveDirectory(checkpoint.save, writers=writers))
-        if not checkpoint.overwrite_newer_checkpoints:
-            directory.refuse_newer(plan.iteration)
-        return directory
+        directories = []
+        for path in save_paths(checkpoint):
+            directory = self._stack.enter_context(SaveDirectory(path, writers=writers))
+            if not checkpoint.overwrite_newer_checkpoints:
+                directory.refuse_newer(plan.iteration)
+            directories.append(directory)
+        return DirectSaver(checkpoint, directories)
 
     def _vocabulary(self) -> tuple[Tokenizer, int]:
         """The tokenizer, and the rows of the word embedding."""
@@ -244,7 +248,7 @@ class Setup:
         batches: Batches,
         state: RunState,
         arguments: Mapping[str, Any],
-        directory: SaveDirectory | None,
+        saver: Saver | None,
     ) -> Parts:
         """Puts the parts together, with those that watch and keep: reporter, checkpoints."""
         run, training = self._run, self._run.training
@@ -312,7 +316,7 @@ class Setup:
             batches=batches,
             checkpoints=Checkpoints(
                 run.checkpoint,
-                directory=directory,
+                saver=saver,
                 learner=learner,
                 arguments=arguments,
                 groups=self._groups,

@@ -237,21 +237,24 @@ class Trainer:
         Order: SIGTERM, periodic save, duration, interval.
         """
         training, iteration = self._training, self._state.iteration
+        checkpoints = self._parts.checkpoints
+        checkpoints.poll()
         if self._term_received():
-            self._save()
+            self._save_for_good()
             self._say_moment("exiting program after receiving SIGTERM.")
             return True
-        interval = self._parts.checkpoints.interval
-        if interval and iteration % interval == 0:
+        if _is_due(iteration, checkpoints.interval):
             self._save()
+        elif _is_due(iteration, checkpoints.non_persistent_interval):
+            self._save(is_persistent=False)
         if training.exit_duration_in_mins:
             minutes = self._minutes()
             if minutes > training.exit_duration_in_mins:
-                self._save()
+                self._save_for_good()
                 self._say_moment(f"exiting program after {minutes} minutes")
                 return True
-        if training.exit_interval and iteration % training.exit_interval == 0:
-            self._save()
+        if _is_due(iteration, training.exit_interval):
+            self._save_for_good()
             self._say_moment(f"exiting program at iteration {iteration}")
             return True
         return False
@@ -281,6 +284,11 @@ class Trainer:
         if self._state.iteration != self._first_iteration:
             self._save()
 
+    def _save_for_good(self) -> None:
+        """The last checkpoint of a run that ends early, published when this returns."""
+        self._save()
+        self._parts.checkpoints.finish()
+
     def evaluate_at_end(self) -> None:
         """Loss on the validation and on the test set."""
         write = not self._training.skip_train
@@ -291,8 +299,9 @@ class Trainer:
             if self._can_evaluate(batches):
                 prefix = f"iteration {self._state.iteration} on {set_name} set"
                 self._evaluate(set_name, prefix, write=write)
+        self._parts.checkpoints.finish()
 
-    def _save(self) -> None:
+    def _save(self, *, is_persistent: bool = True) -> None:
         """Save once per iteration at most; the time is not charged to training."""
         parts, iteration = self._parts, self._state.iteration
         if not parts.checkpoints.is_on or self._saved_iteration == iteration:
@@ -302,8 +311,9 @@ class Trainer:
         if running:
             interval_timer.stop()
         with parts.timers.time("save-checkpoint"), parts.profiler.range("save"):
-            parts.checkpoints.save(self._state)
-        self._saved_iteration = iteration
+            parts.checkpoints.save(self._state, is_persistent=is_persistent)
+        if is_persistent:
+            self._saved_iteration = iteration
         report = parts.timers.report(["save-checkpoint"])
         if report is not None:
             parts.screen.line(report)
@@ -318,3 +328,7 @@ class Trainer:
         self._parts.profiler.close(self._state.iteration)
         if self._training.manual_gc:
             gc.enable()
+
+
+def _is_due(iteration: int, interval: int | None) -> bool:
+    return bool(interval) and iteration % (interval or 1) == 0

@@ -1,0 +1,61 @@
+"""When a run saves, where, and what a restart takes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from training_runs import assert_same_bits, losses, stored, train
+
+from megacore.checkpoint.layout import complete_iterations, read_tracker
+
+
+def saves(printed: str) -> list[tuple[int, str]]:
+    """Iteration and name of the directory of each save that was published, in order."""
+    found = re.findall(r"successfully saved checkpoint from iteration +(\d+) to (\S+)", printed)
+    return [(int(iteration), Path(where).name) for iteration, where in found]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_only_the_newest_non_persistent_checkpoint_is_kept_and_it_wins(
+    tmp_path: Path, named: bool
+) -> None:
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    beside = tmp_path / "fast" if named else halves / "non_persistent"
+    flags = "--save-interval 4 --non-persistent-save-interval 2"
+    if named:
+        flags += f" --non-persistent-global-ckpt-dir {beside}"
+    expected = losses(train(f"--save {whole} --save-interval 1000"))
+    first = train(f"--save {halves} {flags} --exit-interval 7")
+    # At a multiple of both the persistent one is written, and no other.
+    assert saves(first) == [(2, beside.name), (4, "halves"), (6, beside.name), (7, "halves")]
+    assert complete_iterations(beside) == [6]
+    # A run that was killed after iteration 6: nothing persistent is newer than 4.
+    (halves / "latest_checkpointed_iteration.txt").write_text("4")
+    second = train(f"--save {halves} --load {halves} {flags}")
+    assert "the newest checkpoint is a non-persistent one" in second
+    assert losses(second) == expected[6:]
+    assert saves(second) == [(8, "halves")]
+    assert_same_bits(stored(whole), stored(halves))
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--exit-interval 4", [4]),
+        ("--exit-interval 5", [4, 5]),
+        ("--train-iters 5", [4, 5]),
+        ("--train-iters 4", [4]),
+    ],
+)
+def test_the_last_iteration_is_saved_once(tmp_path: Path, flags: str, expected: list[int]) -> None:
+    printed = train(f"--save {tmp_path} --save-interval 4 {flags}")
+    assert [iteration for iteration, _ in saves(printed)] == expected
+    assert read_tracker(tmp_path) == expected[-1]
+
+
+def test_a_run_that_is_stopped_at_a_non_persistent_save_is_saved_for_good(tmp_path: Path) -> None:
+    flags = "--save-interval 100 --non-persistent-save-interval 2 --exit-interval 4"
+    printed = train(f"--save {tmp_path} {flags}")
+    assert saves(printed)[-2:] == [(4, "non_persistent"), (4, tmp_path.name)]
