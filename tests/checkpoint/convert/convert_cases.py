@@ -62,13 +62,16 @@ class MemorySource:
         return TensorInfo(tuple(self.tensors[name].shape), self.tensors[name].dtype)
 
     def read(self, name):
-        tensor = self.tensors[name].clone()
-        size = tensor.numel() * tensor.element_size()
+        # The memory is an array's: it lives as long as any tensor that shares it.
+        stored = self.tensors[name]
+        memory = stored.contiguous().view(torch.uint8).numpy().copy()
+        tensor = torch.from_numpy(memory).view(stored.dtype)
+        size = memory.nbytes
         self._bytes += size
         self.alive += 1
         self.most_alive = max(self.most_alive, self.alive)
         self.most_bytes = max(self.most_bytes, self._bytes)
-        weakref.finalize(tensor, self._gone, size)
+        weakref.finalize(memory, self._gone, size)
         return tensor
 
     def _gone(self, size):

@@ -78,9 +78,7 @@ def _request(config: ConvertConfig) -> Request:
     if config.tokenizer_model is not None:
         tokenizer = tokenizer_files.of_model(Path(config.tokenizer_model))
     elif config.vocab_file is not None:
-        tokenizer = tokenizer_files.of_vocabulary(
-            Path(config.vocab_file), _path(config.merge_file)
-        )
+        tokenizer = tokenizer_files.of_vocabulary(Path(config.vocab_file), _path(config.merge_file))
     layout = (
         config.target_tensor_parallel_size,
         config.target_pipeline_parallel_size,
@@ -104,7 +102,7 @@ def _request(config: ConvertConfig) -> Request:
             virtual=config.target_num_virtual_stages,
             expert=config.target_expert_parallel_size,
             ckpt_format=config.target_ckpt_format
-            or ("torch" if any(one is not None for one in layout) else "torch_dist"),
+            or ("torch" if any(one is not None for one in layout) else None),
             fused_norms=None if config.target_norms is None else config.target_norms == "fused",
             max_shard_bytes=int(config.max_shard_size * 1e9),
             family=config.family,

@@ -191,17 +191,11 @@ class SourceOptions:
     Attributes:
         step: Iteration to read instead of the newest.
         vocab_size: True vocabulary size, when it is known better than by the source.
-        tokenizer_model: Tokenizer file or directory to take instead of the source's.
-        vocab_file: Vocabulary file, likewise.
-        merge_file: BPE merges, likewise.
         position_embedding_type: Kind of positions where the source does not say.
     """
 
     step: int | None = None
     vocab_size: int | None = None
-    tokenizer_model: Path | None = None
-    vocab_file: Path | None = None
-    merge_file: Path | None = None
     position_embedding_type: str | None = None
 
 

@@ -64,10 +64,12 @@ class Table:
         """The table for people; rows that differ in their layer only are one."""
         groups: dict[tuple[str, ...], int] = {}
         for row in self.rows:
+            name = _general(row.name)
+            source, target = _joined(row.origins), _joined(row.destinations)
             cells = (
-                _general(" + ".join(row.origins)),
-                _general(row.name),
-                _general(" + ".join(row.destinations)),
+                "=" if source == name else source,
+                name,
+                "=" if target == name else target,
                 _change(_shape(row.found.shape), _shape(row.written.shape)),
                 _change(dtype_name(row.found.dtype), dtype_name(row.written.dtype)),
             )
@@ -91,8 +93,25 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def _general(name: str) -> str:
-    """A name with * for the numbers that count layers or experts."""
-    return re.sub(r"(?<![^.\s])\d+(?![^.\s])", "*", name)
+    """A name with * for the numbers that count layers or ranks."""
+    return re.sub(r"(?<![^._])\d+(?![^._:])", "*", name)
+
+
+def _joined(names: tuple[str, ...]) -> str:
+    """Several names as one: model.layers.*.self_attn.{q,k,v}_proj.weight."""
+    different = list(dict.fromkeys(map(_general, names)))
+    if len(different) < 2:
+        return "".join(different)
+    start = _common_start(different)
+    end = _common_start([name[len(start) :][::-1] for name in different])[::-1]
+    middles = [name[len(start) : len(name) - len(end)] for name in different]
+    return f"{start}{{{','.join(middles)}}}{end}"
+
+
+def _common_start(names: list[str]) -> str:
+    first, last = min(names), max(names)  # what these two share, all between them share
+    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), None)
+    return first[:length]
 
 
 def _shape(shape: tuple[int, ...]) -> str:
