@@ -191,6 +191,16 @@ TRIGGERS: dict[str, list[tuple[str, str]]] = {
     "MC0731": [("--save d --save-interval 1 --non-persistent-global-ckpt-dir d", "")],
     "MC0801": [("--wandb-project p", "")],
     "MC0802": [("--profile --profile-step-start 5 --profile-step-end 5", "")],
+    "MC1101": [
+        ("--lora-alpha 16", ""),
+        ("--lora-dropout 0.1", ""),
+        ("--lora-targets linear_qkv,linear_fc1", ""),
+    ],
+    "MC1102": [
+        ("--lora-rank 4 --load d --lora-targets q_proj", ""),
+        ("--lora-rank 4 --load d --lora-targets linear_qkv,output_layer", ""),
+    ],
+    "MC1103": [("--lora-rank 4", "")],
 }
 ENVIRONMENTS = {
     "MC0015": [
@@ -309,6 +319,13 @@ WORLDS: dict[str, list[tuple[str, int]]] = {
             4,
         ),
     ],
+    "MC1104": [
+        (
+            f"{PIPELINE} --decoder-last-pipeline-num-layers 2 --standalone-embedding-stage "
+            "--lora-rank 4 --load d",
+            4,
+        ),
+    ],
 }
 # Faults of processes that meet: tests/parallel/test_startup.py.
 AT_START_UP = {"MC0905", "MC0906", "MC0907"}
@@ -370,7 +387,12 @@ def test_every_id_is_triggered() -> None:
 def test_every_id_in_the_source_is_registered_and_used() -> None:
     used: set[str] = set()
     for path in PACKAGE.rglob("*.py"):
-        if path.name in ("faults.py", "faults_parallel.py", "faults_convert.py"):
+        if path.name in (
+            "faults.py",
+            "faults_parallel.py",
+            "faults_convert.py",
+            "faults_finetune.py",
+        ):
             used.update(re.findall(r'fault\("(MC\d+)"', path.read_text()))
             continue
         for node in ast.walk(ast.parse(path.read_text())):

@@ -23,6 +23,7 @@ _CHAPTERS = {
     "MC08": "Logging and profiling",
     "MC09": "Parallelism",
     "MC10": "Conversion",
+    "MC11": "Finetuning",
 }
 
 

@@ -23,6 +23,7 @@ class Linear(nn.Module):
 
     Attributes:
         product: Computes y from x, W and b (or None).
+        adapter: Maps x to something that is added to y; or None.
     """
 
     def __init__(
@@ -42,10 +43,12 @@ class Linear(nn.Module):
         else:
             self.register_parameter("bias", None)
         self.product: Product = F.linear
+        self.adapter: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `x` [..., in] to [..., out]."""
-        return self.product(x, self.weight, self.bias)
+        y = self.product(x, self.weight, self.bias)
+        return y if self.adapter is None else y + self.adapter(x)
 
 
 class NormLinear(Linear):

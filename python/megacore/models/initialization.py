@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from megacore.layers.lora import LINEAR_OUT, is_adapter_name
 from megacore.models.config import ModelConfig
 
 # Drawn and copied in pieces, so that no full float64 copy of a large tensor exists.
@@ -72,7 +73,9 @@ def init_weights(
     Norm weights are 1 (0 when stored minus one) and biases 0. Matrices are normal with standard
     deviation `init_method_std`, those that write to the residual stream (`linear_proj`,
     `linear_fc2`) with that over sqrt(2 * num_layers); or all Xavier uniform. Without
-    `perform_initialization` everything is 0, to be replaced by a checkpoint.
+    `perform_initialization` everything is 0, to be replaced by a checkpoint. Of low-rank adapters,
+    which no base model brings along, the first half is always uniform within 1 / sqrt(in) (as PEFT
+    draws it) and the second 0.
 
     Args:
         model: Model whose parameters are not on the meta device.
@@ -104,7 +107,11 @@ def _fill(name: str, parameter: Tensor, config: ModelConfig, seed: int, cut: Cut
     name = name if cut is None else cut.name
     owner, _, kind = name.rpartition(".")
     is_norm = "layer_norm" in kind or "layernorm" in owner.rpartition(".")[2]
-    if not config.perform_initialization or kind.endswith("bias"):
+    is_adapter = is_adapter_name(name)
+    if is_adapter and owner.endswith(LINEAR_OUT):
+        parameter.zero_()
+        return
+    if not is_adapter and (not config.perform_initialization or kind.endswith("bias")):
         parameter.zero_()
         return
     if is_norm:
@@ -112,7 +119,9 @@ def _fill(name: str, parameter: Tensor, config: ModelConfig, seed: int, cut: Cut
         return
     shape = tuple(parameter.shape) if cut is None else cut.full_shape
     stream = parameter_stream(name, seed)
-    if config.init_method_xavier_uniform:
+    if is_adapter:
+        draw = _Draw(stream, uniform_bound=1.0 / math.sqrt(shape[1]))
+    elif config.init_method_xavier_uniform:
         draw = _Draw(stream, uniform_bound=math.sqrt(6.0 / (shape[0] + shape[1])))
     else:
         std = config.init_method_std

@@ -16,6 +16,7 @@ from torch import nn
 from megacore.models.config import ModelConfig, RecomputeConfig
 from megacore.models.gpt import GPTModel
 from megacore.models.initialization import init_weights
+from megacore.models.lora import LoraConfig, add_adapters
 from megacore.parallel.config import ParallelConfig
 from megacore.parallel.context import apply_context_parallel
 from megacore.parallel.groups import ParallelGroups
@@ -40,6 +41,7 @@ class ParallelModel:
             which another process has.
         plan: Stages of this process.
         store: Where linear layers leave weight gradients for later, when the schedule wants that.
+        is_adapted: Only the adapters are trained; the rest is a base model that others have.
     """
 
     stages: Mapping[int, GPTModel]
@@ -47,6 +49,7 @@ class ParallelModel:
     has_tied_copies: bool = False
     plan: StagePlan = WHOLE_MODEL
     store: WeightGradStore | None = None
+    is_adapted: bool = False
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """All parameters; one that two stages share comes once, by its first name."""
@@ -81,6 +84,7 @@ def build_parallel_model(
     seed: int,
     fp16_lm_cross_entropy: bool = False,
     stream: RandomStream | None = None,
+    lora: LoraConfig | None = None,
 ) -> ParallelModel:
     """This process's part of a model, with initial weights.
 
@@ -96,6 +100,7 @@ def build_parallel_model(
         seed: Base seed of the initial weights.
         fp16_lm_cross_entropy: Compute the loss of float16 logits in float16.
         stream: What the tensor-parallel processes draw for themselves; None where there is one.
+        lora: Adapters, which are then all that is trained; None for none.
 
     Raises:
         MegacoreError: The model cannot be cut like this; all that is wrong with a step of it.
@@ -112,6 +117,8 @@ def build_parallel_model(
             device="meta",
             fp16_lm_cross_entropy=fp16_lm_cross_entropy,
         )
+        if lora is not None and lora.is_on:
+            add_adapters(stage, lora)
         cut_stage(stage, layers)
         stages[number] = stage
     shared = _tied_here(stages)
@@ -147,6 +154,7 @@ def build_parallel_model(
         has_tied_copies=tied and not plan.ends_where_it_begins,
         plan=plan,
         store=store,
+        is_adapted=lora is not None and lora.is_on,
     )
 
 

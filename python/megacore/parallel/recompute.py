@@ -15,10 +15,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from megacore.errors import UsageError
+from megacore.layers.dropout import Dropout
+from megacore.layers.linear import Linear
+from megacore.layers.lora import LowRankAdapter
 from megacore.layers.transformer import TransformerLayer
 from megacore.models.gpt import GPTModel
 from megacore.parallel.collectives import start_all_gather
 from megacore.parallel.groups import Group
+from megacore.parallel.linear import RowProduct
 from megacore.parallel.random_streams import RandomStream, Streamed
 
 
@@ -136,6 +140,7 @@ def apply_random_streams(
     spec = model.spec
     attention_dropout = spec.attention_dropout > 0.0
     hidden_dropout = every_dropout and spec.hidden_dropout > 0.0
+    adapter_dropout = False
     if model.embedding is not None and hidden_dropout:
         model.embedding.dropout = Streamed(model.embedding.dropout, stream)
     for layer in model.decoder.layers.values():
@@ -146,7 +151,26 @@ def apply_random_streams(
         if attention_dropout:
             attention.core_attention = Streamed(attention.core_attention, stream)
             attention.recomputed = StreamedRecompute(stream)
+        adapter_dropout |= _stream_adapters(layer, stream, every=every_dropout)
     if slices is not None:
         model.decoder.recomputed = SlicedRecompute(slices, stream)
-    elif attention_dropout or hidden_dropout:
+    elif attention_dropout or hidden_dropout or adapter_dropout:
         model.decoder.recomputed = StreamedRecompute(stream)
+
+
+def _stream_adapters(layer: TransformerLayer, stream: RandomStream, *, every: bool) -> bool:
+    """Let adapters draw from `stream` where processes have different parts of their input.
+
+    Returns:
+        Whether any does.
+    """
+    found = False
+    for linear in layer.modules():
+        if not isinstance(linear, Linear) or not isinstance(linear.adapter, LowRankAdapter):
+            continue
+        adapter = linear.adapter
+        drops = isinstance(adapter.dropout, Dropout) and adapter.dropout.p > 0.0
+        if drops and (every or isinstance(linear.product, RowProduct)):
+            adapter.dropout = Streamed(adapter.dropout, stream)
+            found = True
+    return found

@@ -96,7 +96,10 @@ def cut_stage(model: GPTModel, layers: StageLayers) -> None:
         output, embedding = model.output_layer, model.embedding
         if not layers.has_embedding and output is not None and output.weight is None:
             assert embedding is not None
-            output.weight = nn.Parameter(embedding.word_embeddings.weight.detach().clone())
+            original = embedding.word_embeddings.weight
+            output.weight = nn.Parameter(
+                original.detach().clone(), requires_grad=original.requires_grad
+            )
     else:
         model.output_layer = None
         model.decoder.final_layernorm = None

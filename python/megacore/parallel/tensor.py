@@ -40,7 +40,7 @@ column: each process has some of the outputs (rows of the weight).
 row: each process has some of the inputs (columns of the weight); the bias is whole.
 vocabulary: each process has some rows of the word embedding.
 positions: whole table; a process looks up the positions of its tokens.
-tokens: whole parameters that work on the residual stream (norms).
+tokens: whole parameters that work on the residual stream (norms, the halves of adapters there).
 heads: whole parameters that work on each head (norms of queries and keys).
 """
 
@@ -68,6 +68,15 @@ GPT_SPLITS = (
     LayerSplit(layers="decoder.layers.*.self_attention.linear_proj", split="row"),
     LayerSplit(layers="decoder.layers.*.mlp.linear_fc1", split="column", gated=True),
     LayerSplit(layers="decoder.layers.*.mlp.linear_fc2", split="row"),
+    # The narrow side between the halves of an adapter is whole, like the residual stream.
+    LayerSplit(layers="decoder.layers.*.linear_qkv.adapter.linear_in", split="tokens"),
+    LayerSplit(layers="decoder.layers.*.linear_qkv.adapter.linear_out", split="column"),
+    LayerSplit(layers="decoder.layers.*.linear_proj.adapter.linear_in", split="row"),
+    LayerSplit(layers="decoder.layers.*.linear_proj.adapter.linear_out", split="tokens"),
+    LayerSplit(layers="decoder.layers.*.linear_fc1.adapter.linear_in", split="tokens"),
+    LayerSplit(layers="decoder.layers.*.linear_fc1.adapter.linear_out", split="column", gated=True),
+    LayerSplit(layers="decoder.layers.*.linear_fc2.adapter.linear_in", split="row"),
+    LayerSplit(layers="decoder.layers.*.linear_fc2.adapter.linear_out", split="tokens"),
     LayerSplit(layers="decoder.layers.*.post_*_layernorm", split="tokens"),
     LayerSplit(layers="decoder.final_layernorm", split="tokens"),
     LayerSplit(layers="output_layer", split="column"),
@@ -202,7 +211,7 @@ def _replace(module: nn.Module, split: Split, plan: _Plan) -> None:
         # The word embedding gets a gradient from its lookup anyway: nothing is left for later.
         store = None
     if isinstance(module, Linear | OutputLayer):
-        if group.size > 1:
+        if group.size > 1 and split != "tokens":
             kind = ColumnProduct if split == "column" else RowProduct
             module.product = kind(group=group, sequence=sequence, overlap=plan.overlap, store=store)
         elif store is not None:

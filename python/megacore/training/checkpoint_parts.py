@@ -19,6 +19,7 @@ from megacore.checkpoint import Checkpoint, VocabularyRows, gather_rng, restore_
 from megacore.checkpoint.load import Slot
 from megacore.checkpoint.pieces import Part
 from megacore.errors import CheckpointError
+from megacore.layers.lora import is_adapter_name
 from megacore.optim.state import MAIN_PARAM
 from megacore.parallel.groups import Group, ParallelGroups
 from megacore.parallel.layout import ParamLayout
@@ -59,13 +60,13 @@ class GroupWriters:
 
 
 def model_parts(learner: Learner, groups: ParallelGroups) -> list[Part]:
-    """The parameters that this process writes."""
+    """The parameters that this process writes; of an adapted model the adapters."""
     learner.optimizer.finish_params()
-    layouts = learner.model.layouts
+    layouts, base_is_kept = learner.model.layouts, learner.model.is_adapted
     named = [
         (layouts[name], parameter.detach())
         for name, parameter in learner.model.named_parameters()
-        if _is_writer(layouts[name], groups)
+        if _is_writer(layouts[name], groups) and (not base_is_kept or is_adapter_name(name))
     ]
     mine = dealt([parameter.numel() for _, parameter in named], groups.dp_cp)
     return [
@@ -111,11 +112,16 @@ def load_model(
     *,
     cast: bool,
     vocabulary: VocabularyRows | None,
+    adapters: bool = False,
 ) -> list[str]:
-    """Fills the parameters of this process; notes for the log."""
+    """Fills the adapters of this process, or all its other parameters; notes for the log."""
     learner.optimizer.finish_params()
     layouts = learner.model.layouts
-    targets = {name: p.detach() for name, p in learner.model.named_parameters()}
+    targets = {
+        name: parameter.detach()
+        for name, parameter in learner.model.named_parameters()
+        if is_adapter_name(name) == adapters
+    }
     return checkpoint.load_into(
         MODEL,
         targets,

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from megacore.checkpoint import Checkpoint, ResumePlan, VocabularyRows
+from megacore.checkpoint.adapters import holds_adapters
 from megacore.checkpoint.config import CheckpointConfig
 from megacore.checkpoint.writers import together
 from megacore.config.fields import flag_fields
@@ -72,6 +73,7 @@ _MUST_MATCH = (
     "add_qkv_bias",
     "untie_embeddings_and_output_weights",
 )
+_ADAPTERS_MUST_MATCH = ("lora_rank", "lora_alpha", "lora_targets")
 
 
 def stored_arguments(run: RunConfig, *, vocab_size: int, padded_vocab_size: int) -> dict[str, Any]:
@@ -249,6 +251,12 @@ class Resume:
         source = plan.source
         self._checkpoint = self._together(lambda: Checkpoint(source))
         self._arguments = _mapping(self._checkpoint, "args")
+        self._of_adapters = holds_adapters(self._arguments)
+        if self._of_adapters and not run.lora.is_on:
+            raise CheckpointError(
+                f"{source} holds adapters only: pass --lora-rank {self._arguments['lora_rank']} to "
+                "go on training them, or join them with their base model (megacore lora merge)"
+            )
         self._check_architecture()
 
     def _together(self, work: Callable[[], Result]) -> Result:
@@ -261,7 +269,7 @@ class Resume:
         mine = self._run.values()
         rows = [
             (name, self._arguments[name], mine[name], "-")
-            for name in _MUST_MATCH
+            for name in (*_MUST_MATCH, *(_ADAPTERS_MUST_MATCH if self._of_adapters else ()))
             if name in self._arguments and self._arguments[name] != mine[name]
         ]
         if rows:
@@ -283,7 +291,14 @@ class Resume:
         vocabulary = self._vocabulary(vocab_size)
         cast = not plan.load_optimizer
         notes = self._together(
-            lambda: load_model(checkpoint, learner, self._writers, cast=cast, vocabulary=vocabulary)
+            lambda: load_model(
+                checkpoint,
+                learner,
+                self._writers,
+                cast=cast,
+                vocabulary=vocabulary,
+                adapters=self._of_adapters,
+            )
         )
         used_schedule: dict[str, object] = {}
         if plan.load_optimizer:

@@ -84,6 +84,7 @@ def build_model(
         seed=run.training.seed,
         fp16_lm_cross_entropy=run.precision.fp16_lm_cross_entropy,
         stream=stream,
+        lora=run.lora,
     )
 
 

@@ -15,6 +15,7 @@ from megacore.config.settings import refuse, settings_of, value_faults
 from megacore.data.config import DataConfig, TokenizerConfig
 from megacore.errors import Fault, Information
 from megacore.models.config import ModelConfig, RecomputeConfig
+from megacore.models.lora import LoraConfig
 from megacore.optim.config import OptimizerConfig, PrecisionConfig, ScheduleConfig
 from megacore.parallel.config import ParallelConfig
 from megacore.parallel.launch import launch_faults, launched_world_size
@@ -94,6 +95,7 @@ class RunConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -127,6 +129,7 @@ class RunConfig:
         yield from self._length_rules()
         yield from self._schedule_rules()
         yield from self._parallel_rules()
+        yield from self._lora_rules()
 
     def _model_rules(self) -> Iterator[Fault]:
         length, positions = self.data.length, self.model.max_position_embeddings
@@ -206,6 +209,16 @@ class RunConfig:
         if not wrong and not any(True for _ in value_faults(self.batch)):
             yield from schedule_faults(parallel, self.batch, self.model.depth)
 
+    def _lora_rules(self) -> Iterator[Fault]:
+        if not self.lora.is_on:
+            return
+        given = {"--lora-rank": self.lora.lora_rank}
+        checkpoint = self.checkpoint
+        if checkpoint.load is None and checkpoint.pretrained_checkpoint is None:
+            yield fault("MC1103", given, allowed="--pretrained-checkpoint DIR")
+        if self.parallel.standalone_embedding_stage:
+            yield fault("MC1104", {**given, "--standalone-embedding-stage": ""})
+
     def resolved(self) -> RunConfig:
         """A copy in which everything that can be derived is filled, and booleans are final.
 
@@ -231,6 +244,7 @@ class RunConfig:
             self,
             model=model.resolved(),
             recompute=self.recompute.resolved(),
+            lora=self.lora.resolved(),
             batch=self.batch.resolved(data_parallel_size=self.parallel.data_parallel_size),
             training=training,
             optimizer=self.optimizer.resolved(),

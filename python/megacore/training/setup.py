@@ -29,6 +29,7 @@ from megacore.training.agreement import gathered
 from megacore.training.batches import Batches, build_batches, samples_wanted
 from megacore.training.checkpoint_parts import GroupWriters
 from megacore.training.checkpoints import Checkpoints, Resume, stored_arguments
+from megacore.training.finetune import adapted_start
 from megacore.training.flops import ModelShape
 from megacore.training.footprint import Footprint
 from megacore.training.learner import (
@@ -137,15 +138,16 @@ class Setup:
         plan = decide(run.checkpoint)
         for warning in plan.warnings:
             screen.line(warning)
+        start = adapted_start(run, plan) if run.lora.is_on else None
+        plan = plan if start is None else start.plan
         saver = self._saver(plan)
-        resume = None
-        if plan.source is not None:
-            resume = Resume(plan, run=run, groups=self._groups, device=self._device, screen=screen)
+        base = None if start is None else self._resume(start.base_plan)
+        resume = None if plan.source is None else self._resume(plan)
         seed_everything(self._seed)
         tokenizer, rows = self._vocabulary()
         screen.line(format_moment("after megacore is initialized"))
 
-        learner, state = self._learner(resume, tokenizer.vocab_size, rows)
+        learner, state = self._learner(base, resume, tokenizer.vocab_size, rows)
         message = "after model, optimizer, and learning rate scheduler are built"
         screen.line(format_moment(message))
         with self._timers.time(SETUP_TIMERS[1]), torch_rng_preserved(self._device):
@@ -171,13 +173,21 @@ class Setup:
             learner,
             batches,
             state,
-            stored_arguments(run, vocab_size=tokenizer.vocab_size, padded_vocab_size=rows),
+            {
+                **stored_arguments(run, vocab_size=tokenizer.vocab_size, padded_vocab_size=rows),
+                **({} if start is None else start.arguments),
+            },
             saver,
         )
         if resume is not None:
             resume.restore_rng(self._stream)
         return Trainer(
             parts, run=run, state=state, train_iters=self._train_iters, started=self._started
+        )
+
+    def _resume(self, plan: ResumePlan) -> Resume:
+        return Resume(
+            plan, run=self._run, groups=self._groups, device=self._device, screen=self._screen
         )
 
     def _saver(self, plan: ResumePlan) -> Saver | None:
@@ -207,7 +217,7 @@ class Setup:
         return tokenizer, rows
 
     def _learner(
-        self, resume: Resume | None, vocab_size: int, rows: int
+        self, base: Resume | None, resume: Resume | None, vocab_size: int, rows: int
     ) -> tuple[Learner, RunState]:
         run, state = self._run, RunState()
         with self._timers.time(SETUP_TIMERS[0]):
@@ -224,6 +234,9 @@ class Setup:
             )
             self._print_parameters(model)
             learner = build_learner(run, model, self._batch_sizes, self._groups)
+            if base is not None:
+                with self._timers.time("load-checkpoint"):
+                    base.load(learner, vocab_size=vocab_size, device=self._device)
             if resume is not None:
                 with self._timers.time("load-checkpoint"):
                     state = resume.load(learner, vocab_size=vocab_size, device=self._device)

@@ -1,0 +1,30 @@
+"""The faults of finetuning; part of the registry in `faults`."""
+
+from __future__ import annotations
+
+from megacore.config.fault_rule import Rule
+
+FINETUNE_RULES: dict[str, Rule] = {
+    "MC1101": Rule(
+        "A flag of low-rank adapters needs --lora-rank",
+        "Without a rank there are no adapters: the whole model would be trained.",
+        "Give `--lora-rank R`, or remove the flag.",
+    ),
+    "MC1102": Rule(
+        "--lora-targets names no layer that can have an adapter",
+        "Adapters belong to the linear layers of attention and of the MLP.",
+        "Name some of `linear_qkv`, `linear_proj`, `linear_fc1`, `linear_fc2`.",
+    ),
+    "MC1103": Rule(
+        "--lora-rank needs a model to adapt",
+        "Adapters of random weights are worth nothing: the base model is read from a checkpoint.",
+        "Name it with `--pretrained-checkpoint DIR` (and give the directory of the adapters as "
+        "`--load` and `--save`), or with `--load DIR`.",
+    ),
+    "MC1104": Rule(
+        "--lora-rank does not go together with this setting",
+        "Every pipeline stage must have something to train, and a process that has only the "
+        "embedding has no adapter.",
+        "Remove one of the two.",
+    ),
+}
