@@ -157,4 +157,4 @@ def test_damaged_files(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_many_damaged_files(tmp_path: Path) -> None:
-    run_all(tmp_path, seed=100, rounds=40000)
+    run_all(tmp_path, seed=100, rounds=20000)

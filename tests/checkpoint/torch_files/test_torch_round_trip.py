@@ -123,3 +123,43 @@ def test_pickles_without_tensors() -> None:
     assert pickle.loads(encode_pickle(value)) == value
     namespace = Record("argparse.Namespace", {"x": [1]})
     assert pickle.loads(encode_pickle(namespace)) == argparse.Namespace(x=[1])
+
+
+def test_torch_computes_the_places_of_our_storages(tmp_path: Path) -> None:
+    """It can do without the list of records if the layout is just that of its own writer."""
+    path = tmp_path / "file.pt"
+    value = {
+        "tensors": [torch.arange(float(size)) for size in (0, 1, 15, 16, 17, 1000)],
+        "text": "x" * 70,
+    }
+    write_torch_file(path, value)
+    with torch.utils.serialization.config.patch("load.calculate_storage_offsets", True):
+        assert_same(torch.load(path, mmap=True), value)
+
+
+@pytest.mark.slow
+def test_files_of_more_than_4_gib(tmp_path: Path) -> None:
+    path = tmp_path / "large.pt"
+    size = (1 << 32) + 100
+    value = [torch.zeros(size, dtype=torch.uint8), torch.arange(5)]
+    value[0][-1] = 7
+    stream = write_torch_file(path, value)
+    assert path.stat().st_size == stream.num_bytes
+    for offsets in (False, True):
+        with torch.utils.serialization.config.patch("load.calculate_storage_offsets", offsets):
+            large, small = torch.load(path, mmap=True)
+        assert large.shape == (size,)
+        assert large[-1] == 7
+        assert torch.equal(small, torch.arange(5))
+    large, small = read_torch_file(path, verify=True)
+    assert large.shape == (size,)
+    assert large[-1] == 7
+    assert torch.equal(small, torch.arange(5))
+    with zipfile.ZipFile(path) as archive:
+        assert archive.getinfo("archive/data/0").file_size == size
+        assert archive.read("archive/data/1") == torch.arange(5).numpy().tobytes()
+    torch.save(value, tmp_path / "theirs.pt")
+    path.unlink()
+    large, small = read_torch_file(tmp_path / "theirs.pt", verify=True)
+    assert large[-1] == 7
+    assert torch.equal(small, torch.arange(5))

@@ -172,6 +172,33 @@ def _sized(width: int, convert: Callable[[bytes], Any] | None = None) -> Handler
     return handler
 
 
+# The opcodes that make up most of a list of chunks, written out.
+
+
+def _short_text(machine: Machine) -> None:
+    at = machine.at
+    end = at + 1 + machine.data[at]
+    if end > len(machine.data):
+        raise ValueError("a text breaks off")
+    machine.at = end
+    machine.stack.append(str(machine.data[at + 1 : end], "utf-8", "surrogatepass"))
+
+
+def _byte(machine: Machine) -> None:
+    machine.stack.append(machine.data[machine.at])
+    machine.at += 1
+
+
+def _short_get(machine: Machine) -> None:
+    machine.get(machine.data[machine.at])
+    machine.at += 1
+
+
+def _short_put(machine: Machine) -> None:
+    machine.put(machine.data[machine.at])
+    machine.at += 1
+
+
 def _number(layout: struct.Struct, then: Callable[[Machine, int], None]) -> Handler:
     """A number in the data, and what happens with it."""
 
@@ -203,7 +230,7 @@ _HANDLERS: dict[str, Handler] = {
     "INT": _int,
     "LONG": lambda m: m.stack.append(_decimal(m, m.line().removesuffix(b"L"))),
     "BININT": _number(_INT32, _push),
-    "BININT1": _number(_LITTLE[1], _push),
+    "BININT1": _byte,
     "BININT2": _number(_LITTLE[2], _push),
     "LONG1": _number(_LITTLE[1], _long),
     "LONG4": _number(_LITTLE[4], _long),
@@ -214,7 +241,7 @@ _HANDLERS: dict[str, Handler] = {
     "SHORT_BINSTRING": _sized(1, _old_text),
     "UNICODE": lambda m: m.stack.append(m.line().decode("raw-unicode-escape")),
     "BINUNICODE": _sized(4, _text),
-    "SHORT_BINUNICODE": _sized(1, _text),
+    "SHORT_BINUNICODE": _short_text,
     "BINUNICODE8": _sized(8, _text),
     "BINBYTES": _sized(4),
     "SHORT_BINBYTES": _sized(1),
@@ -237,10 +264,10 @@ _HANDLERS: dict[str, Handler] = {
     "SETITEMS": lambda machine: machine.set_items(machine.pop_mark()),
     "ADDITEMS": lambda machine: machine.add_items(machine.pop_mark()),
     "GET": lambda machine: machine.get(_decimal(machine, machine.line())),
-    "BINGET": _number(_LITTLE[1], _get),
+    "BINGET": _short_get,
     "LONG_BINGET": _number(_LITTLE[4], _get),
     "PUT": lambda machine: machine.put(_decimal(machine, machine.line())),
-    "BINPUT": _number(_LITTLE[1], _put),
+    "BINPUT": _short_put,
     "LONG_BINPUT": _number(_LITTLE[4], _put),
     "MEMOIZE": lambda machine: machine.put(len(machine.memo)),
     "GLOBAL": lambda m: _global(m, decode_line(m.line()), decode_line(m.line())),

@@ -13,8 +13,8 @@ class Limits:
 
     Attributes:
         pickle_bytes: Length of one pickle.
-        objects: Containers, records, tensors and memo entries, and items copied by constructors;
-            in a short pickle also bounded by its length.
+        objects: Containers, records, tensors and items copied by constructors; also entries of
+            the memo. In a short pickle also bounded by its length.
         depth: How deep containers may nest.
         integer_bytes: Size of one integer.
         key_items: Leaves of one tuple that is a dictionary key or set element.
@@ -46,11 +46,14 @@ class Budget:
     Args:
         limits: Bounds for any pickle.
         num_bytes: Length of this one.
+
+    Attributes:
+        most: Objects in all.
     """
 
     def __init__(self, limits: Limits, num_bytes: int) -> None:
-        self._all = min(limits.objects, _SMALL + _PER_BYTE * num_bytes)
-        self._left = self._all
+        self.most = min(limits.objects, _SMALL + _PER_BYTE * num_bytes)
+        self._left = self.most
         self.limits = limits
 
     def charge(self, count: int) -> None:
@@ -61,7 +64,7 @@ class Budget:
         """
         self._left -= count
         if self._left < 0:
-            raise UnsafeFileError(f"asks for more than {self._all} objects")
+            raise UnsafeFileError(f"asks for more than {self.most} objects")
 
     def charge_copy(self, num_bytes: int) -> None:
         """Takes what a copy of bytes costs."""
@@ -70,4 +73,4 @@ class Budget:
     @property
     def spent(self) -> int:
         """Objects taken so far."""
-        return self._all - self._left
+        return self.most - self._left

@@ -81,6 +81,7 @@ class Machine:
         self.persistent = persistent
         self.stopped = False
         self._label = label
+        self._max_memo = self.budget.most
 
     def run(self) -> Any:
         """Executes opcodes up to STOP and returns the value they leave."""
@@ -142,8 +143,9 @@ class Machine:
 
     def put(self, index: int) -> None:
         """Remembers the top of the stack."""
-        self.budget.charge(1)
         self.memo[index] = self.stack[-1]
+        if len(self.memo) > self._max_memo:
+            raise UnsafeFileError(f"remembers more than {self._max_memo} values")
 
     def get(self, index: int) -> None:
         """Pushes what was remembered."""
