@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 import torch
 
 from megacore.checkpoint import Checkpoint, load_checkpoint
+from megacore.checkpoint.convert.tokenizer_files import PATH_FIELDS, resolve
 from megacore.data.config import TokenizerConfig
 from megacore.data.tokenizers import Tokenizer, build_tokenizer
 from megacore.errors import CheckpointError
+from megacore.inference.foreign import foreign_source, model_of, tokenizer_of
 from megacore.models.config import ModelConfig
 from megacore.models.gpt import GPTModel
 
@@ -36,7 +38,8 @@ def load_model(
     """The model of a checkpoint, ready for generation, and the tokenizer it was trained with.
 
     Args:
-        directory: What training was told to `--save` to.
+        directory: What training was told to `--save` to, or a model in any format that
+            `megacore convert` reads.
         step: Iteration to load instead of the newest.
         dtype: "auto" (as trained), "float32", "bfloat16" or "float16".
         device: Where the model goes.
@@ -46,10 +49,20 @@ def load_model(
         CheckpointError: There is no checkpoint, or it is damaged or does not say what it holds.
         DataError: A tokenizer file is missing or unreadable.
     """
+    source = foreign_source(Path(directory), step=step)
+    if source is not None:
+        description = source.description
+        tokenizer = tokenizer_of(description, tokenizer_files or {}, where=str(directory))
+        model = model_of(source, dtype=None if dtype == "auto" else _DTYPES[dtype], device=device)
+        return model, tokenizer, description.config
     checkpoint = load_checkpoint(directory, step=step)
     arguments = _arguments(checkpoint)
     config = _config(ModelConfig, arguments, checkpoint.path).resolved()
     tokenizer_arguments = {**arguments, **(tokenizer_files or {})}
+    for name in PATH_FIELDS:
+        if tokenizer_arguments.get(name):
+            path = resolve(str(tokenizer_arguments[name]), checkpoint.path.parent)
+            tokenizer_arguments[name] = str(path)
     tokenizer = build_tokenizer(_config(TokenizerConfig, tokenizer_arguments, checkpoint.path))
     rows = arguments.get("padded_vocab_size")
     if not isinstance(rows, int):

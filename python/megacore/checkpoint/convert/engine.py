@@ -137,6 +137,15 @@ def make_plan(
     return plan
 
 
+def check_source(source: Source) -> None:
+    """Refuses a source that does not have exactly the tensors of its model.
+
+    Raises:
+        CheckpointError: Tensors are missing, not known or do not fit; all of them are listed.
+    """
+    _refuse_misfits(source, expected_tensors(source.description), source.unmapped())
+
+
 def _refuse_misfits(
     source: Source, expected: dict[str, tuple[int, ...]], left_out: dict[str, str]
 ) -> None:
@@ -158,7 +167,7 @@ def _refuse_misfits(
         shown = faults[:_MAX_FAULTS_SHOWN] + ([f"... and {more} more"] if more > 0 else [])
         raise CheckpointError(
             f"the tensors of the source ({source.description.source_format}) are not those of its "
-            "model; nothing was written:\n  " + "\n  ".join(shown)
+            "model:\n  " + "\n  ".join(shown)
         )
 
 
