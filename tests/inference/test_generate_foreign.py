@@ -110,7 +110,7 @@ def test_what_does_not_fit_is_refused(peer, capsys, tmp_path) -> None:
     (wrong / "config.json").write_text(json.dumps({**config, "intermediate_size": 65}))
     code, _, err = _run(capsys, "generate", "--load", wrong, "--prompt", "a")
     assert code == 1
-    assert "expected shape [130, 48], found [128, 48]" in err
+    assert "expected shape [65, 48], found [64, 48]" in err
 
 
 def test_dtype_is_the_models_unless_asked(peer) -> None:
