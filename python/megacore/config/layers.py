@@ -220,7 +220,10 @@ def command_line_layer(
     layer = Layer(Origin("command line"))
     words = _spelled(argv, known, layer, abbreviations)
     parser = _argparse_parser(known, prog=prog, abbreviations=abbreviations)
-    namespace, extras = parser.parse_known_args(words)
+    # Positional words may stand before, between and behind flags.
+    mixed = any(setting.is_positional for setting in known)
+    split = parser.parse_known_intermixed_args if mixed else parser.parse_known_args
+    namespace, extras = split(words)
     parsed: dict[str, Any] = vars(namespace)
     files = tuple(parsed.pop("config files", ()))
     if "" in files:

@@ -293,3 +293,9 @@ def test_every_name_has_a_module() -> None:
 )
 def test_prefixes(path, expected) -> None:
     assert split_prefix(path) == expected
+
+
+@pytest.mark.parametrize("words", ["a b --to hf", "--to hf a b", "a --to hf b", "a --verify b"])
+def test_paths_may_stand_between_flags(words) -> None:
+    parsed = parse([ConvertConfig], words.split(), prog="t", description="")
+    assert parsed.configs[ConvertConfig].paths == ("a", "b")
