@@ -122,7 +122,7 @@ def test_litter_of_dead_writers_is_cleared_and_nothing_else(tmp_path: Path) -> N
     put(tmp_path, 1)
     for name in (".writing-iter_0000002-0a1b", ".removing-iter_0000000"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "model.safetensors").write_bytes(b"half")
+        (tmp_path / name / "__0_0.distcp").write_bytes(b"half")
     (tmp_path / "notes").mkdir()
     (tmp_path / ".hidden").write_text("kept")
     (tmp_path / ".replaced-iter_0000007").mkdir()

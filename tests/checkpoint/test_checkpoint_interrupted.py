@@ -107,7 +107,7 @@ def test_data_is_on_the_device_before_its_name(
     published = events.index(("rename", scratch))
     created = [path for kind, path in events if kind == "create" and path.startswith(scratch)]
     assert len(created) == 5
-    assert created[-1].endswith("metadata.json")
+    assert created[-1].endswith("checksums.json")
     for path in created:
         last_write = max(i for i, event in enumerate(events) if event == ("write", path))
         assert last_write < events.index(("fsync", path)) < published
@@ -270,7 +270,7 @@ def test_interruption_by_an_exception_leaves_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("megacore.checkpoint.save.write_file", interrupted)
+        patch.setattr("megacore.checkpoint.container.write_file", interrupted)
         with pytest.raises(KeyboardInterrupt):
             save(tmp_path, 5, 5)
     assert not leftovers(tmp_path)

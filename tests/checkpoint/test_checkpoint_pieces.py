@@ -7,15 +7,24 @@ import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torch.distributed.checkpoint as dcp
 
-from megacore.checkpoint import Checkpoint, SaveDirectory, VocabularyRows, load_checkpoint
+from megacore.checkpoint import SaveDirectory, VocabularyRows, load_checkpoint
+from megacore.checkpoint.content import collect, snapshot, snapshot_bytes
+from megacore.checkpoint.manifest import FileRecord, Manifest, digest_of, read_manifest
 from megacore.checkpoint.pieces import Part
+from megacore.checkpoint.torch_files.dcp import (
+    DcpMetadata,
+    TensorEntry,
+    encode_dcp_metadata,
+    read_dcp_metadata,
+)
 from megacore.errors import CheckpointError
 from megacore.parallel.layout import ParamLayout, full_tensor
 
@@ -149,47 +158,89 @@ def test_vocabulary_rows_of_a_part(tmp_path: Path, rows: int) -> None:
     assert bool((full[common:] == 7.0).all())
 
 
-def edited(path: Path, change: Callable[[dict[str, Any]], None]) -> Checkpoint:
-    """The checkpoint with other metadata, whose own checksum is right again."""
-    from megacore.checkpoint import metadata
+def edited(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Changes the list of chunks of a checkpoint, with its checksum."""
+    about = read_dcp_metadata(path)
+    entries = {name: asdict(entry) for name, entry in about.entries.items()}
+    change(entries)
+    changed = {name: TensorEntry(**entry) for name, entry in entries.items()}
+    raw = encode_dcp_metadata(DcpMetadata(changed, about.storage))
+    (path / ".metadata").write_bytes(raw)
+    known = read_manifest(path)
+    record = FileRecord(len(raw), digest_of(raw))
+    manifest = Manifest(known.iteration, {**known.files, ".metadata": record})
+    (path / "checksums.json").write_bytes(manifest.encode())
 
-    body = json.loads((path / "metadata.json").read_text())
-    body.pop(metadata._SELF)
-    change(body)
-    text = json.dumps({**body, metadata._SELF: metadata._self_digest(body)})
-    (path / "metadata.json").write_text(text)
-    return Checkpoint(path)
 
-
-def test_missing_pieces_are_named(tmp_path: Path) -> None:
+def test_missing_chunks_are_named(tmp_path: Path) -> None:
     path = save(tmp_path, 2, 2)[0]
-    checkpoint = edited(path, lambda body: body["files"].pop("model-00003.safetensors"))
-    with pytest.raises(CheckpointError, match=r"column.weight of the model state: part 1 of 2"):
-        checkpoint.tensors("model")
+
+    def remove(entries: dict[str, Any]) -> None:
+        entries["column.weight"]["chunks"] = entries["column.weight"]["chunks"][1:]
+
+    edited(path, remove)
+    with pytest.raises(CheckpointError, match=r"tensor column.weight is incomplete: only"):
+        load_checkpoint(tmp_path).tensors("model")
+    target = torch.full((24, 5), 7.0)
+    with pytest.raises(CheckpointError, match=r"column.weight: incomplete in the checkpoint"):
+        load_checkpoint(tmp_path).load_into("model", {"column.weight": target}, others=FULL)
+    assert bool((target == 7.0).all())
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "message"),
     [
-        {"part": 9},
-        {"dim": 7},
-        {"fold": 0},
-        {"start": -1},
-        {"count": 10**6},
-        {"shape": [-4, 5]},
-        {"parts": 5},
-        {"shape": "x"},
+        ({"shape": (25, 5)}, "incomplete"),
+        ({"shape": (5,)}, "column.weight"),
+        ({"dtype": torch.float64}, "column.weight"),
+        ({"chunks": (((0, 0), (24, 5)), ((12, 0), (12, 5)))}, "column.weight"),
+        ({"chunks": (((0, 0), (24, 5)),)}, "smaller than its shape"),
+        ({"chunks": (((1, 0), (23, 5)),)}, "no file holds its chunk"),
     ],
 )
-def test_impossible_pieces_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
-    path = save(tmp_path, 2, 2)[0]
+def test_impossible_chunks_are_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path = save(tmp_path, 2, 1)[0]
+    edited(path, lambda entries: entries["column.weight"].update(change))
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(tmp_path).tensors("model")
 
-    def damage(body: dict[str, Any]) -> None:
-        pieces = body["files"]["model-00001.safetensors"]["pieces"]
-        pieces["column.weight@1:0"].update(change)
 
-    with pytest.raises(CheckpointError, match=r"metadata.json: damaged|model state"):
-        edited(path, damage).tensors("model")
+def test_what_is_not_given_as_a_whole_is_not_published(tmp_path: Path) -> None:
+    parts = parts_of(0, 2, 1)
+    with SaveDirectory(tmp_path) as target:
+        with pytest.raises(CheckpointError, match=r"not given as a whole: only \d+ of its"):
+            target.save(3, tensors={}, values={}, parts={"model": parts})
+        with pytest.raises(CheckpointError, match=r"not given as a whole: .* overlap"):
+            target.save(3, tensors={}, values={}, parts={"model": [*parts, *parts]})
+    assert [entry.name for entry in tmp_path.iterdir()] == [".megacore.lock"]
+
+
+def test_chunks_are_plain_tensors_for_pytorch(tmp_path: Path) -> None:
+    """Flat ranges of parts, read by torch.distributed.checkpoint as any sharded tensor."""
+    path = save(tmp_path, 3, 2)[0]
+    found = {name: torch.empty_like(full) for name, (full, _, _) in FULL.items()}
+    dcp.load(found, checkpoint_id=path, no_dist=True)
+    assert all(torch.equal(found[name], full) for name, (full, _, _) in FULL.items())
+
+
+def test_a_snapshot_does_not_change_with_the_tensors(tmp_path: Path) -> None:
+    threads = Threads(4)
+    wanted = {name: full.clone() for name, (full, _, _) in FULL.items()}
+
+    def work(member: Member) -> Path:
+        parts = [Part(p.layout, p.data.clone(), p.start) for p in parts_of(member.rank, 2, 2)]
+        content = collect(3, tensors={}, values={}, parts={"model": parts})
+        held = snapshot(content, torch.zeros(snapshot_bytes(content), dtype=torch.uint8))
+        for part in parts:
+            part.data.fill_(9)
+        with SaveDirectory(tmp_path, writers=member) as target:
+            return target.write(held)
+
+    assert threads.run(work) == [tmp_path / "iter_0000003"] * 4
+    stored = load_checkpoint(tmp_path).tensors("model")
+    assert all(torch.equal(stored[name], full) for name, full in wanted.items())
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2])
@@ -199,14 +250,14 @@ def test_one_writer_that_fails_fails_all_and_nothing_is_lost(
     save(tmp_path, 3, 1)
     from megacore.checkpoint import save as module
 
-    write = module.write_tensors
+    write = module.write_chunks
 
-    def limited(path: Path, tensors: dict[str, Tensor], pieces: Any = None) -> Any:
-        if path.name == f"model-{failing:05d}.safetensors":
+    def limited(path: Path, content: Any, stacks: Any, rank: int) -> Any:
+        if rank == failing:
             raise OSError(28, "No space left on device", str(path))
-        return write(path, tensors, pieces)
+        return write(path, content, stacks, rank)
 
-    monkeypatch.setattr(module, "write_tensors", limited)
+    monkeypatch.setattr(module, "write_chunks", limited)
     errors = save(tmp_path, 3, 1, iteration=4)
     assert [type(error) for error in errors] == [CheckpointError] * 3
     assert all("No space left on device" in str(error) for error in errors)

@@ -131,8 +131,6 @@ def test_pretrained_weights_are_used_when_there_is_nothing_to_resume(
         (("mp_rank_00/model_optim_rng.pt",), "Megatron torch"),
         (("mp_rank_00_001/model_optim_rng.pt",), "Megatron torch"),
         (("mp_rank_00/distrib_optim.pt",), "Megatron torch"),
-        ((".metadata", "__0_0.distcp", "common.pt", "metadata.json"), "Megatron torch_dist"),
-        (("__3_1.distcp",), "Megatron torch_dist"),
         (("model.weight/.zarray", "common.pt", "metadata.json"), "Megatron zarr"),
     ],
 )
@@ -154,9 +152,12 @@ def test_megatron_checkpoints_are_recognised_and_refused(
 
 
 def test_something_unreadable_is_never_a_fresh_start(saved: Path, tmp_path: Path) -> None:
-    (saved / "iter_0000200" / "metadata.json").unlink()
-    with pytest.raises(CheckpointError, match="not a complete checkpoint"):
-        plan_of(saved)
+    (saved / "iter_0000200" / "checksums.json").unlink()
+    for name in (None, "metadata.json", ".metadata"):
+        if name is not None:
+            (saved / "iter_0000200" / name).unlink()
+        with pytest.raises(CheckpointError, match="not a complete checkpoint"):
+            plan_of(saved)
     (saved / TRACKER).write_text("garbage")
     with pytest.raises(CheckpointError, match="garbage"):
         plan_of(saved)

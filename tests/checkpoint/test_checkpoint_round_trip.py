@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 import xxhash
 from checkpoint_cases import differences, make_tensors, make_values, same
-from safetensors.torch import load_file
 
 from megacore.checkpoint import Checkpoint, VocabularyRows, load_checkpoint, save_checkpoint
 from megacore.checkpoint.durable import CHUNK_BYTES
-from megacore.checkpoint.tensor_file import DTYPE_NAMES
 from megacore.errors import CheckpointError
+
+DTYPES = (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
+    torch.float8_e5m2, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint64,
+    torch.uint32, torch.uint16, torch.uint8, torch.bool, torch.complex64,
+)  # fmt: skip
 
 
 def save(directory: Path, seed: int, **more: object) -> Path:
@@ -31,15 +37,15 @@ def test_round_trip(tmp_path: Path) -> None:
     assert checkpoint.iteration == 100
     assert differences(checkpoint, 100) == []
     assert {entry.name for entry in path.iterdir()} == {
+        ".metadata",
+        "__0_0.distcp",
+        "checksums.json",
+        "common.pt",
         "metadata.json",
-        "model.safetensors",
-        "optimizer.safetensors",
-        "rng.safetensors",
-        "state.json",
     }
 
 
-@pytest.mark.parametrize("dtype", DTYPE_NAMES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(1)
     width = torch.empty(0, dtype=dtype).element_size()
@@ -51,13 +57,74 @@ def test_every_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
     assert same(load_checkpoint(tmp_path).tensors("model")["t"], tensor)
 
 
-def test_files_are_plain_safetensors(tmp_path: Path) -> None:
-    """Read by the library of the format itself, not by this package."""
+def test_files_are_those_of_pytorch(tmp_path: Path) -> None:
+    """Read by torch.distributed.checkpoint, not by this package."""
     path = save(tmp_path, 3)
+    names = {"model": "{}", "optimizer": "optimizer.state.{}", "rng": "rng_state.{}"}
     for group, tensors in make_tensors(3).items():
-        stored = load_file(path / f"{group}.safetensors")
-        assert set(stored) == set(tensors)
-        assert all(same(stored[name], tensor) for name, tensor in tensors.items())
+        found = {names[group].format(name): torch.empty_like(t) for name, t in tensors.items()}
+        dcp.load(found, checkpoint_id=path, no_dist=True)
+        for name, tensor in tensors.items():
+            assert same(found[names[group].format(name)], tensor), name
+
+
+def test_common_values_are_those_of_megatron(tmp_path: Path) -> None:
+    values = {
+        "args": {"num_layers": 3, "bf16": True, "adam_beta1": 0.9, "adam_beta2": 0.95},
+        "counters": {"consumed_train_samples": 96, "floating_point_operations": 3.5e9},
+        "optimizer": {"step": 12, "loss_scale": {"scale": 2.0}},
+    }
+    path = save_checkpoint(tmp_path, 7, tensors={}, values=values)
+    common = torch.load(path / "common.pt", weights_only=False)
+    assert common["checkpoint_version"] == 3.0
+    assert common["iteration"] == 7
+    assert common["num_floating_point_operations_so_far"] == 3.5e9
+    args = common["args"]
+    assert (args.num_layers, args.params_dtype, args.consumed_train_samples) == (
+        3,
+        torch.bfloat16,
+        96,
+    )
+    groups = common["optimizer"]["optimizer"]["param_groups"]
+    assert [(g["step"], g["wd_mult"], g["betas"]) for g in groups] == [
+        (12, 1.0, (0.9, 0.95)),
+        (12, 0.0, (0.9, 0.95)),
+    ]
+    assert common["optimizer"]["param_state_sharding_type"] == "fully_sharded_model_space"
+    assert json.loads((path / "metadata.json").read_text()) == {
+        "sharded_backend": "torch_dist",
+        "sharded_backend_version": 1,
+        "common_backend": "torch",
+        "common_backend_version": 1,
+    }
+    assert load_checkpoint(tmp_path).values == values
+
+
+def test_layers_are_one_tensor_when_they_are_alike(tmp_path: Path) -> None:
+    layers = {f"decoder.layers.{i}.mlp.weight": torch.randn(4, 3) for i in range(3)}
+    uneven = {f"decoder.layers.{i}.norm.weight": torch.randn(2 + i) for i in range(3)}
+    gap = {f"decoder.layers.{i}.extra.bias": torch.randn(5) for i in (0, 2)}
+    model = {**layers, **uneven, **gap}
+    path = save_checkpoint(tmp_path, 1, tensors={"model": model}, values={})
+    metadata = dcp.FileSystemReader(path).read_metadata()
+    assert {name: tuple(entry.size) for name, entry in metadata.state_dict_metadata.items()} == {
+        "decoder.layers.mlp.weight": (3, 4, 3),
+        **{name: tuple(tensor.shape) for name, tensor in (uneven | gap).items()},
+    }
+    found = {"decoder.layers.mlp.weight": torch.empty(3, 4, 3)}
+    dcp.load(found, checkpoint_id=path, no_dist=True)
+    assert torch.equal(found["decoder.layers.mlp.weight"], torch.stack(list(layers.values())))
+    checkpoint = load_checkpoint(tmp_path)
+    assert sorted(checkpoint.names("model")) == sorted(model)
+    assert all(same(checkpoint.read("model", name), tensor) for name, tensor in model.items())
+
+
+def test_large_checkpoints_are_two_files_of_a_process(tmp_path: Path) -> None:
+    tensors = {f"t{i}": torch.randn(1 << 20) for i in range(3)}
+    path = save_checkpoint(tmp_path, 1, tensors={"model": tensors}, values={})
+    assert sorted(e.name for e in path.glob("*.distcp")) == ["__0_0.distcp", "__0_1.distcp"]
+    stored = load_checkpoint(tmp_path).tensors("model")
+    assert all(same(stored[name], tensor) for name, tensor in tensors.items())
 
 
 @pytest.mark.parametrize("extra", [-1, 0, 1, 4097])
@@ -69,15 +136,24 @@ def test_tensors_longer_than_a_piece(tmp_path: Path, extra: int) -> None:
     assert same(stored["after"], big[:3])
 
 
-def test_metadata_lists_true_sizes_and_checksums(tmp_path: Path) -> None:
+def test_true_sizes_and_checksums_are_listed(tmp_path: Path) -> None:
     path = save(tmp_path, 3)
-    metadata = json.loads((path / "metadata.json").read_text())
-    assert metadata["megacore_checkpoint"] == 2
-    assert set(metadata["files"]) == {e.name for e in path.iterdir()} - {"metadata.json"}
-    for name, record in metadata["files"].items():
+    manifest = json.loads((path / "checksums.json").read_text())
+    assert manifest["megacore_checkpoint"] == 1
+    assert manifest["iteration"] == 3
+    assert set(manifest["files"]) == {e.name for e in path.iterdir()} - {"checksums.json"}
+    for name, record in manifest["files"].items():
         raw = (path / name).read_bytes()
         assert record["bytes"] == len(raw)
-        assert record["xxh3_64"] == xxhash.xxh3_64_hexdigest(raw)
+        if "xxh3_64" in record:
+            assert record["xxh3_64"] == xxhash.xxh3_64_hexdigest(raw)
+            continue
+        end = 0
+        for _, _, start, length, _, _, crc in record["spans"]:
+            assert (start, start % 64) == (end, 0)
+            assert crc == zlib.crc32(raw[start : start + length])
+            end += length
+        assert end == len(raw)
 
 
 def test_other_iterations_are_found_by_step(tmp_path: Path) -> None:
@@ -135,7 +211,7 @@ def test_load_into_lists_every_fault_and_touches_nothing(tmp_path: Path) -> None
     for part in (
         "(4 tensors)",
         "weight: expected shape [61, 8], found [61, 7]",
-        "bias: expected dtype F32, found F16",
+        "bias: expected dtype float32, found float16",
         "added: missing in the checkpoint",
         "columns: in the checkpoint, but not in this run",
     ):
@@ -150,7 +226,10 @@ def test_load_into_casts_and_ignores_on_request(tmp_path: Path) -> None:
     notes = load_checkpoint(tmp_path).load_into(
         "model", targets, cast=True, ignore=("scalar", "col")
     )
-    assert sorted(notes) == ["bias: F16 converted to F32", "weight: BF16 converted to F32"]
+    assert sorted(notes) == [
+        "bias: float16 converted to float32",
+        "weight: bfloat16 converted to float32",
+    ]
     assert all(torch.equal(t, wanted[name].float()) for name, t in targets.items())
 
 
@@ -187,9 +266,12 @@ def test_only_vocabulary_weights_may_be_resized(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_stored_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"tensor c: dtype torch.complex64"):
+    for impossible in (torch.zeros(2, device="meta"), torch.eye(2).to_sparse()):
+        with pytest.raises(ValueError, match=r"tensor c of the model state cannot be stored"):
+            save_checkpoint(tmp_path, 1, tensors={"model": {"c": impossible}}, values={})
+    with pytest.raises(ValueError, match="read as another one"):
         save_checkpoint(
-            tmp_path, 1, tensors={"model": {"c": torch.zeros(1, dtype=torch.complex64)}}, values={}
+            tmp_path, 1, tensors={"model": {"decoder.layers.w": torch.zeros(1)}}, values={}
         )
     with pytest.raises(ValueError, match=r"'\.\./model'"):
         save_checkpoint(tmp_path, 1, tensors={"../model": {}}, values={})

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from training_worlds import groups_of, run_config
 
-from megacore.checkpoint.pieces import Part, Piece, assemble
+from megacore.checkpoint.chunks import part_regions, tiling_fault
+from megacore.checkpoint.pieces import Part
 from megacore.parallel.groups import Group
 from megacore.training.checkpoint_parts import model_parts, optimizer_parts
 from megacore.training.live_view import Screen
@@ -26,12 +27,12 @@ class Stepped:
     Attributes:
         losses: Of each step, as the process was told.
         norms: Of the gradient of each step.
-        pieces: What the process would write into a checkpoint.
+        parts: What the process would write into a checkpoint.
     """
 
     losses: list[float]
     norms: list[float]
-    pieces: list[tuple[Piece, Tensor]]
+    parts: list[Part]
 
 
 def step_here(world: Group | None, flags: str, dtype: str) -> Stepped:
@@ -65,15 +66,26 @@ def step_here(world: Group | None, flags: str, dtype: str) -> Stepped:
             norms.append(outcome.grad_norm or 0.0)
         learner = trainer.learner
         parts: list[Part] = [*model_parts(learner, groups), *optimizer_parts(learner, groups)]
-        pieces = [(part.piece, part.data.reshape(-1).clone()) for part in parts]
+        kept = [Part(part.layout, part.data.reshape(-1).clone(), part.start) for part in parts]
         trainer.close()
-    return Stepped(losses, norms, pieces)
+    return Stepped(losses, norms, kept)
 
 
 def full_state(results: list[Stepped]) -> dict[str, Tensor]:
     """Weights and optimizer state of the whole model, by name."""
-    found: dict[str, list[tuple[Piece, Tensor]]] = {}
-    for result in results:
-        for piece, data in result.pieces:
-            found.setdefault(piece.layout.name, []).append((piece, data))
-    return {name: assemble(pieces) for name, pieces in found.items()}
+    found: dict[str, list[Part]] = {}
+    for part in (part for result in results for part in result.parts):
+        found.setdefault(part.layout.name, []).append(part)
+    return {name: _assembled(parts) for name, parts in found.items()}
+
+
+def _assembled(parts: list[Part]) -> Tensor:
+    shape = parts[0].layout.full_shape
+    full = torch.empty(shape, dtype=parts[0].data.dtype)
+    regions = []
+    for part in parts:
+        for region, view in part_regions(part.layout, part.start, part.data):
+            region.of(full, (0,) * len(shape)).copy_(view)
+            regions.append(region)
+    assert tiling_fault(shape, regions) is None
+    return full

@@ -21,7 +21,7 @@ from megacore.checkpoint import layout
 from megacore.checkpoint.chunks import Index, Region, tiling_fault
 from megacore.checkpoint.common_file import common_of
 from megacore.checkpoint.content import Chunk, Content, spread
-from megacore.checkpoint.durable import created, sync_directory, write_all, write_file
+from megacore.checkpoint.durable import CHUNK_BYTES, created, sync_directory, write_all, write_file
 from megacore.checkpoint.manifest import FileRecord, Manifest, SpanRecord, digest_of
 from megacore.checkpoint.sharded_keys import single_key, stacked_key
 from megacore.checkpoint.torch_files import TorchFileStream, write_torch_file
@@ -36,6 +36,8 @@ from megacore.errors import CheckpointError
 
 # A process with at least this many bytes writes two files at a time.
 _TWO_FILES_BYTES = 8 << 20
+# Pieces that are smaller than this are written together.
+_SMALL_BYTES = 1 << 16
 # Spans begin at multiples of this, so that tensors can be used where they lie in a mapped file.
 _ALIGNMENT = 64
 
@@ -113,6 +115,7 @@ def _write_file(path: Path, chunks: Sequence[Chunk], stacks: Mapping[str, int]) 
     rows: list[list[Any]] = []
     start = 0
     with created(path) as descriptor:
+        output = _Output(descriptor)
         for chunk in chunks:
             key, shape, offsets, data = _stored(chunk, stacks)
             stream = TorchFileStream(data)
@@ -120,7 +123,7 @@ def _write_file(path: Path, chunks: Sequence[Chunk], stacks: Mapping[str, int]) 
             padding = bytes(-stream.num_bytes % _ALIGNMENT)
             for piece in itertools.chain(stream.chunks(), (padding,)):
                 crc = _C.crc32(piece, crc)
-                write_all(descriptor, memoryview(piece))
+                output.write(piece)
             record = SpanRecord(
                 key=key,
                 offsets=offsets,
@@ -132,7 +135,35 @@ def _write_file(path: Path, chunks: Sequence[Chunk], stacks: Mapping[str, int]) 
             )
             rows.append([record.values(), shape, list(data.shape), _name(chunk), stream.num_bytes])
             start += record.length
+        output.flush()
     return rows
+
+
+class _Output:
+    """Brings small pieces together, so that each system call writes much.
+
+    Args:
+        descriptor: File to write to.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._pending = bytearray()
+
+    def write(self, piece: bytes | memoryview) -> None:
+        """Writes a piece, at once when it is large."""
+        if len(piece) < _SMALL_BYTES:
+            self._pending += piece
+            if len(self._pending) < CHUNK_BYTES:
+                return
+            piece = b""
+        self.flush()
+        write_all(self._descriptor, memoryview(piece))
+
+    def flush(self) -> None:
+        """Writes what is left."""
+        write_all(self._descriptor, memoryview(self._pending))
+        self._pending = bytearray()
 
 
 def _stored(chunk: Chunk, stacks: Mapping[str, int]) -> tuple[str, Index, Index, torch.Tensor]:

@@ -13,8 +13,7 @@ METADATA = "metadata.json"
 DCP_METADATA = ".metadata"
 COMMON = "common.pt"
 CHECKSUMS = "checksums.json"
-STATE = "state.json"
-TENSORS_SUFFIX = ".safetensors"
+TORCH_DIST = "Megatron torch_dist"
 FORMAT_KEY = "megacore_checkpoint"
 
 # Hidden names, so that neither people nor tools take what they hold for a checkpoint.
@@ -23,22 +22,11 @@ REPLACED = ".replaced-"
 REMOVING = ".removing-"
 
 _ITERATION = re.compile(r"iter_(\d{7,})")
-_TENSOR_FILE = re.compile(r"([a-z][a-z0-9_]*)(?:-\d{5,})?\.safetensors")
 
 
 def iteration_name(iteration: int) -> str:
     """Directory name of an iteration: iter_0000100."""
     return f"iter_{iteration:07d}"
-
-
-def tensor_file_name(group: str, writer: int | None) -> str:
-    """File of a group of tensors: model.safetensors, or model-00003.safetensors of process 3."""
-    return group + ("" if writer is None else f"-{writer:05d}") + TENSORS_SUFFIX
-
-
-def chunk_file_name(writer: int, number: int) -> str:
-    """File of a process that writes tensors: __3_0.distcp."""
-    return f"__{writer}_{number}.distcp"
 
 
 def iteration_of(name: str) -> int:
@@ -47,29 +35,37 @@ def iteration_of(name: str) -> int:
     return int(match.group(1)) if match else 0
 
 
-def group_of(file_name: str) -> str | None:
-    """The group whose tensors a file holds, None for another file."""
-    match = _TENSOR_FILE.fullmatch(file_name)
-    return match.group(1) if match else None
+def chunk_file_name(writer: int, number: int) -> str:
+    """File of a process that writes tensors: __3_0.distcp."""
+    return f"__{writer}_{number}.distcp"
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a directory holds a checkpoint that was published by this format.
+    """Whether a directory holds a checkpoint that megacore has published.
 
-    Only the presence of the metadata is looked at; damage is found when it is opened.
+    Only the presence of the checksums is looked at; damage is found when it is opened.
     """
-    try:
-        return FORMAT_KEY.encode() in (path / METADATA).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+    return (path / CHECKSUMS).is_file()
+
+
+def is_readable(path: Path) -> bool:
+    """Whether a directory holds a complete `torch_dist` checkpoint, written by any program.
+
+    Megacore writes the checksums last, Megatron-Core metadata.json, PyTorch .metadata.
+    """
+    if is_complete(path):
+        return True
+    if not (path / DCP_METADATA).is_file():
         return False
+    return (path / METADATA).is_file() or not (path / COMMON).exists()
 
 
 def foreign_format(path: Path) -> str | None:
     """Name of the other system's format that a directory is written in, None if unknown."""
     if any(path.glob("mp_rank_*/*.pt")) or any(path.glob("mp_rank_*/*/*.pt")):
         return "Megatron torch"
-    if (path / ".metadata").exists() or any(path.glob("*.distcp")):
-        return "Megatron torch_dist"
+    if (path / DCP_METADATA).exists() or any(path.glob("*.distcp")):
+        return TORCH_DIST
     if any(path.glob("*/.zarray")):
         return "Megatron zarr"
     return None
@@ -92,7 +88,7 @@ def published(directory: Path, name: str) -> Path | None:
     the old one aside; nothing was lost, and the old one is what this returns.
     """
     for path in (directory / name, directory / f"{REPLACED}{name}"):
-        if is_complete(path):
+        if is_readable(path):
             return path
         if path.exists():
             return None
@@ -100,7 +96,7 @@ def published(directory: Path, name: str) -> Path | None:
 
 
 def complete_iterations(directory: Path) -> list[int]:
-    """Iterations with a published checkpoint of this format, in ascending order."""
+    """Iterations with a complete checkpoint, in ascending order."""
     return [i for i in iterations(directory) if published(directory, iteration_name(i))]
 
 
@@ -147,8 +143,9 @@ def find_checkpoint(directory: str | Path, *, step: int | None = None) -> Path |
         step: Iteration to read instead of the one in the tracker.
 
     Returns:
-        Path of iter_... or release; None when there is nothing at all (no directory, no tracker,
-        no iteration), which a caller may take for a fresh start.
+        Path of iter_... or release, or the directory itself if it is a checkpoint; None when there
+        is nothing at all (no directory, no tracker, no iteration), which a caller may take for a
+        fresh start.
 
     Raises:
         CheckpointError: Something is there, but it cannot be read: wrong tracker, missing or
@@ -162,7 +159,7 @@ def find_checkpoint(directory: str | Path, *, step: int | None = None) -> Path |
     tracked = read_tracker(directory)
     present = iterations(directory)
     if tracked is None and not present:
-        return None
+        return directory if step is None and is_readable(directory) else None
     if step is not None:
         return _readable(directory, iteration_name(step), wanted_by=f"iteration {step}")
     if tracked == RELEASE:
@@ -185,8 +182,6 @@ def _readable(directory: Path, name: str, *, wanted_by: str) -> Path:
             f"{path}: not found, but wanted by {wanted_by}; iterations there: {have}"
         )
     foreign = foreign_format(path)
-    if foreign:
+    if foreign and foreign != TORCH_DIST:
         raise CheckpointError(f"{path}: this is a {foreign} checkpoint: not supported yet")
-    raise CheckpointError(
-        f"{path}: not a complete checkpoint: {METADATA} is missing or is not megacore's"
-    )
+    raise CheckpointError(f"{path}: not a complete checkpoint: {CHECKSUMS} is missing")

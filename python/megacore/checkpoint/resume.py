@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megacore.checkpoint import layout
 from megacore.checkpoint.config import CheckpointConfig
-from megacore.checkpoint.metadata import read_metadata
+from megacore.checkpoint.load import stored_iteration
 from megacore.errors import CheckpointError
 
 
@@ -97,7 +97,7 @@ def _iteration(path: Path) -> int:
 
 def _plan(found: Path, config: CheckpointConfig, *, finetune: bool) -> ResumePlan:
     weights_only = finetune or found.name == layout.RELEASE
-    iteration = read_metadata(found).iteration
+    iteration = stored_iteration(found)
     warnings = []
     if layout.read_tracker(found.parent) is None:
         warnings.append(

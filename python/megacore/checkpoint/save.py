@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import xxhash
 from torch import Tensor
 
 from megacore.checkpoint import layout
 from megacore.checkpoint.claim import Claim
-from megacore.checkpoint.durable import free_bytes, replace_file, sync_directory, write_file
-from megacore.checkpoint.metadata import Metadata, record_of, record_values
-from megacore.checkpoint.pieces import Part, Piece, named_parts
-from megacore.checkpoint.tensor_file import FileRecord, file_bytes, write_tensors
+from megacore.checkpoint.container import finish, stacks_of, structure, write_chunks
+from megacore.checkpoint.content import Content, collect
+from megacore.checkpoint.durable import free_bytes, replace_file, sync_directory
+from megacore.checkpoint.pieces import Part
 from megacore.checkpoint.writers import Alone, Writers, together
 from megacore.errors import CheckpointError
 
 _log = logging.getLogger(__name__)
 
-_GROUP_NAME = re.compile(r"[a-z][a-z0-9_]*")
 # What the file system itself needs for the new entries, and slack for others who write meanwhile.
 _SPACE_MARGIN = 1 << 20
+# What the file formats put around the data of a chunk, and say about it elsewhere.
+_BYTES_PER_CHUNK = 2048
 
 
 class SaveDirectory:
@@ -136,11 +133,30 @@ class SaveDirectory:
                 the directory held before is still there, and still what the tracker points at.
             ValueError, TypeError: A tensor or value cannot be stored.
         """
-        writers, final = self._writers, self.path / layout.iteration_name(iteration)
-        state = json.dumps(dict(values), allow_nan=False).encode()
-        files = _files(tensors, parts or {}, None if writers.size == 1 else writers.rank)
-        own_bytes = sum(file_bytes(file.tensors) for file in files.values())
-        needed = len(state) + sum(writers.exchange(own_bytes))
+        content = collect(iteration, tensors=tensors, values=values, parts=parts)
+        return self.write(content, overwrite_newer=overwrite_newer, retain_last=retain_last)
+
+    def write(
+        self, content: Content, *, overwrite_newer: bool = False, retain_last: int | None = None
+    ) -> Path:
+        """Writes one checkpoint of what `content.collect` or `content.snapshot` gave.
+
+        Args:
+            content: Of this process.
+            overwrite_newer: As in `save`.
+            retain_last: As in `save`.
+
+        Returns:
+            As `save`.
+
+        Raises:
+            CheckpointError: As `save`.
+        """
+        writers, iteration = self._writers, content.iteration
+        final = self.path / layout.iteration_name(iteration)
+        about = writers.exchange([_needed(content), structure(content)])
+        needed = sum(num_bytes for num_bytes, _ in about)
+        stacks = stacks_of(rows for _, rows in about)
         scratch = final.with_name(f"{layout.WRITING}{final.name}-{secrets.token_hex(4)}")
 
         def prepare() -> str | None:
@@ -155,22 +171,17 @@ class SaveDirectory:
             return scratch.name
 
         def write() -> dict[str, Any]:
-            records = {
-                name: write_tensors(scratch / name, file.tensors, file.pieces)
-                for name, file in files.items()
-            }
-            return {name: record_values(record) for name, record in records.items()}
+            return write_chunks(scratch, content, stacks, writers.rank)
 
         def publish() -> None:
             if self._leads:
-                merged = {name: record_of(v) for own in records for name, v in own.items()}
-                _finish(scratch, iteration, merged, state)
+                finish(scratch, content, files)
                 _publish(scratch, final)
                 replace_file(self.path / layout.TRACKER, str(iteration).encode())
 
         try:
             scratch = self.path / together(writers, _reported(prepare, final))[0]
-            records = together(writers, _reported(write, final))
+            files = together(writers, _reported(write, final))
             together(writers, _reported(publish, final))
         except BaseException:
             if self._leads:
@@ -201,28 +212,9 @@ def save_checkpoint(
         )
 
 
-@dataclass(frozen=True)
-class _File:
-    """What goes into one file."""
-
-    tensors: Mapping[str, Tensor]
-    pieces: Mapping[str, Piece]
-
-
-def _files(
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    parts: Mapping[str, Sequence[Part]],
-    writer: int | None,
-) -> dict[str, _File]:
-    """File name -> content, of what this process writes."""
-    files = {}
-    for group in {**tensors, **parts}:
-        if not _GROUP_NAME.fullmatch(group):
-            raise ValueError(f"tensor group {group!r}: expected lower-case letters, digits and _")
-        own, pieces = named_parts(parts.get(group, ()))
-        name = layout.tensor_file_name(group, writer)
-        files[name] = _File({**tensors.get(group, {}), **own}, pieces)
-    return files
+def _needed(content: Content) -> int:
+    """Bytes that a process writes, about: its tensors with what is around them, and the values."""
+    return content.num_bytes + _BYTES_PER_CHUNK * len(content.chunks) + 2 * len(content.state)
 
 
 def _reported(work: Callable[[], Any], final: Path) -> Callable[[], Any]:
@@ -274,15 +266,6 @@ def _size_text(num_bytes: int) -> str:
     return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.2f} MiB"
 
 
-def _finish(scratch: Path, iteration: int, files: Mapping[str, FileRecord], state: bytes) -> None:
-    """Writes what makes the files of tensors a checkpoint; the metadata last."""
-    write_file(scratch / layout.STATE, state)
-    record = FileRecord(len(state), xxhash.xxh3_64_hexdigest(state))
-    metadata = Metadata(iteration, {**files, layout.STATE: record})
-    write_file(scratch / layout.METADATA, metadata.encode())
-    sync_directory(scratch)
-
-
 def _publish(scratch: Path, final: Path) -> None:
     """Gives a finished directory its name.
 
@@ -312,7 +295,11 @@ def _clear_superseded(final: Path, newest: int, retain_last: int | None) -> None
 
 def _retain(directory: Path, newest: int, count: int) -> None:
     """Removes older checkpoints, and only complete ones of this format."""
-    old = [i for i in layout.complete_iterations(directory) if i <= newest]
+    old = [
+        i
+        for i in layout.complete_iterations(directory)
+        if i <= newest and layout.is_complete(directory / layout.iteration_name(i))
+    ]
     for iteration in old[: -max(count, 1)]:
         path = directory / layout.iteration_name(iteration)
         # First out of sight, in one step: nobody finds a checkpoint with half of its files.

@@ -200,7 +200,9 @@ class Demo:
             "--no-live-view",
         )  # fmt: skip
         name = f"iter_{iterations:07d}"
-        for file in ("model.safetensors", "optimizer.safetensors", "rng.safetensors"):
+        # All tensors: weights, optimizer state and random states.
+        files = sorted(path.name for path in (self.checkpoints / name).glob("*.distcp"))
+        for file in files:
             first, second = self.checkpoints / name / file, self.resumed / name / file
             digests = [xxhash.xxh3_128(path.read_bytes()).hexdigest() for path in (first, second)]
             if digests[0] != digests[1]:

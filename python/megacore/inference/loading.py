@@ -80,7 +80,7 @@ def load_model(
 def _arguments(checkpoint: Checkpoint) -> dict[str, Any]:
     arguments = checkpoint.values.get("args")
     if not isinstance(arguments, dict):
-        raise CheckpointError(f"{checkpoint.path}: state.json has no args to build the model from")
+        raise CheckpointError(f"{checkpoint.path}: common.pt has no args to build the model from")
     return arguments
 
 

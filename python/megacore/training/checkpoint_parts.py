@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,9 @@ import torch
 from torch import Tensor
 
 from megacore.checkpoint import Checkpoint, VocabularyRows, gather_rng, restore_rng
-from megacore.checkpoint.load import Slot
 from megacore.checkpoint.pieces import Part
 from megacore.errors import CheckpointError
 from megacore.layers.lora import is_adapter_name
-from megacore.optim.state import MAIN_PARAM
 from megacore.parallel.groups import Group, ParallelGroups
 from megacore.parallel.layout import ParamLayout
 from megacore.parallel.random_streams import RandomStream
@@ -139,38 +137,19 @@ def load_optimizer(
     *,
     vocabulary: VocabularyRows | None,
 ) -> list[str]:
-    """Fills the optimizer state of this process, after its parameters; notes for the log."""
-    parameters = dict(learner.model.named_parameters())
-    slots: dict[str, Slot] = {}
-    for piece in learner.optimizer.state_pieces():
-        kind, _, parameter = piece.name.partition(".")
-        slots[piece.name] = _state_slot(kind, parameters[parameter], piece.layout, piece.data.dtype)
-    names = {id(slot): name for name, slot in slots.items()}
-    notes: list[str] = []
+    """Fills the optimizer state of this process, after its parameters; notes for the log.
 
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        filled = checkpoint.stream(
-            OPTIMIZER,
-            list(slots.values()),
-            vocabulary=vocabulary,
-            others=_known({slot.layout.name for slot in slots.values()}, writers),
-        )
-        for slot, tensor, slot_notes in filled:
-            notes.extend(slot_notes)
-            yield names[id(slot)], tensor
-
-    learner.optimizer.load_tensors(tensors())
-    return notes
-
-
-def _state_slot(kind: str, parameter: Tensor, layout: ParamLayout, dtype: torch.dtype) -> Slot:
-    def target() -> Tensor:
-        # Rows that the checkpoint lacks are as in a fresh state.
-        if kind == MAIN_PARAM:
-            return parameter.detach().to(dtype, copy=True)
-        return torch.zeros(parameter.shape, dtype=dtype, device=parameter.device)
-
-    return Slot(layout, dtype, target)
+    Each process reads the ranges that it owns, and nothing else.
+    """
+    # Main parameters that the checkpoint lacks (rows of a larger vocabulary) are the model's.
+    learner.optimizer.refresh_main_params()
+    pieces = list(learner.optimizer.state_pieces())
+    return checkpoint.fill(
+        OPTIMIZER,
+        [Part(piece.layout, piece.data, piece.start) for piece in pieces],
+        vocabulary=vocabulary,
+        others=_known({piece.layout.name for piece in pieces}, writers),
+    )
 
 
 def _known(own: Collection[str], writers: GroupWriters) -> set[str]:

@@ -412,6 +412,6 @@ def _mapping(checkpoint: Checkpoint, key: str) -> dict[str, Any]:
     value = checkpoint.values.get(key)
     if not isinstance(value, dict):
         raise CheckpointError(
-            f"{checkpoint.path}: state.json has no object {key!r}; found {type(value).__name__}"
+            f"{checkpoint.path}: common.pt has no object {key!r}; found {type(value).__name__}"
         )
     return value
