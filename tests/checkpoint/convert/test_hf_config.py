@@ -248,7 +248,7 @@ PUBLISHED = {
         GPT2,
         {
             "ffn_hidden_size": 3072,
-            "openai_gelu": True,
+            "bias_gelu_fusion": True,
             "position_embedding_type": "learned_absolute",
             "max_position_embeddings": 1024,
             "hidden_dropout": 0.1,

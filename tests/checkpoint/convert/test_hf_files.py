@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from convert_cases import LLAMA as SIZES
 from convert_cases import MemorySource, random_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from megacore.checkpoint.convert import hf
+from megacore.checkpoint.convert import core, hf
 from megacore.checkpoint.convert.engine import convert
 from megacore.checkpoint.convert.model_stream import SourceOptions, TargetOptions
 from megacore.checkpoint.convert.registry import detect
 from megacore.errors import CheckpointError, UsageError
+from megacore.models.config import ModelConfig
+from megacore.models.gpt import GPTModel
+from megacore.models.initialization import init_weights
 
 ROWS = 37
+ROTARY = {
+    "position_embedding_type": "rope",
+    "normalization": "RMSNorm",
+    "group_query_attention": True,
+    "add_bias_linear": False,
+}
+LLAMA = SIZES | ROTARY | {"swiglu": True}
+GEMMA = LLAMA | {
+    "swiglu": False,
+    "geglu": True,
+    "openai_gelu": True,
+    "apply_layernorm_1p": True,
+    "scale_embeddings": True,
+    "untie_embeddings_and_output_weights": False,
+}
 
 
 def written(path, *, model=None, options=None, **changes):
@@ -182,6 +202,53 @@ def test_tokens_tokenizer_and_generation_travel(tmp_path):
         assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
     generation = json.loads((tmp_path / "b" / "generation_config.json").read_text())
     assert generation == {"temperature": 0.6}
+
+
+def test_special_tokens_are_those_of_the_tokenizer_or_none(tmp_path):
+    source = MemorySource(random_model(ROWS), vocab_size=ROWS)
+    convert(source, hf.make_target(), tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert [config[f"{kind}_token_id"] for kind in ("bos", "eos", "pad")] == [None] * 3
+    added = [{"id": 35, "content": "<s>"}, {"id": 36, "content": "</s>"}]
+    files = {
+        "tokenizer.json": json.dumps({"added_tokens": added}).encode(),
+        "tokenizer_config.json": b'{"bos_token": "<s>", "eos_token": {"content": "</s>"}}',
+    }
+    source.description = replace(source.description, tokenizer_files=files)
+    convert(source, hf.make_target(), tmp_path / "b")
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert [config[f"{kind}_token_id"] for kind in ("bos", "eos", "pad")] == [35, 36, None]
+
+
+@pytest.mark.parametrize("family", ["gemma", "qwen2", "gpt2"])
+def test_a_core_checkpoint_in_between_loses_nothing(tmp_path, family):
+    """Padding, two ranks, and back: the same tensors, configuration and generation."""
+    settings = {
+        "gemma": GEMMA,
+        "qwen2": LLAMA | {"add_qkv_bias": True},
+        "gpt2": {name: LLAMA[name] for name in ("num_layers", "hidden_size", "ffn_hidden_size")}
+        | {"num_attention_heads": 4, "max_position_embeddings": 32},
+    }[family]
+    source = MemorySource(random_model(ROWS), vocab_size=ROWS)
+    config = ModelConfig(**settings).resolved()
+    model = GPTModel(config, padded_vocab_size=ROWS)
+    init_weights(model, config, seed=3)
+    source.tensors = {name: p.detach() for name, p in model.named_parameters()}
+    source.description = replace(source.description, config=config)
+    convert(source, hf.make_target(), tmp_path / "hf")
+    (tmp_path / "hf" / "generation_config.json").write_text('{"eos_token_id": 2}')
+    options = TargetOptions(tensor=2, ckpt_format="torch", make_vocab_size_divisible_by=32)
+    convert(hf.open_source(tmp_path / "hf"), core.make_target(options), tmp_path / "core")
+    between = core.open_source(tmp_path / "core", SourceOptions())
+    assert between.description.padded_vocab_size == 64
+    convert(between, hf.make_target(), tmp_path / "back")
+    assert same(hf.open_source(tmp_path / "hf"), hf.open_source(tmp_path / "back"))
+    for name in ("config.json", "generation_config.json"):
+        first, second = (
+            json.loads((tmp_path / folder / name).read_text()) for folder in ("hf", "back")
+        )
+        assert first == second
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["model_type"] == family
 
 
 def test_the_family_can_be_chosen(tmp_path):

@@ -16,6 +16,8 @@ NAMESPACE = "argparse.Namespace"
 _RENAMED = {"layernorm_epsilon": "norm_epsilon"}
 # Settings that a core model of Megatron-LM has but does not look at.
 _WITHOUT_EFFECT_IN_CORE = {"openai_gelu": False, "rotary_seq_len_interpolation_factor": None}
+# A setting that Megatron-LM does not have: args with it were written by a conversion of megacore.
+_OWN_SETTING = "geglu"
 # Settings that make another kind of model.
 _OTHER_MODELS = {
     "num_experts": "a mixture of experts",
@@ -51,7 +53,7 @@ def settings_of_args(args: Mapping[str, Any], *, is_legacy: bool, is_own: bool) 
         plain, is_plain = _plain(value)
         if is_plain:
             settings[_RENAMED.get(name, name)] = plain
-    if is_own:
+    if is_own or _OWN_SETTING in settings:
         return settings
     settings["position_embedding_type"] = _position_kind(settings)
     if not settings.get("group_query_attention") and "num_attention_heads" in settings:

@@ -78,17 +78,18 @@ def family_named(name: str) -> Family:
     return FAMILIES[name]
 
 
-def family_for(config: ModelConfig) -> Family:
+def family_for(config: ModelConfig, preferred: str | None = None) -> Family:
     """The first family that can express a model.
 
     Args:
         config: Resolved.
+        preferred: Name of the one that is tried first, if it is known.
 
     Raises:
         CheckpointError: There is none; says of each why.
     """
     reasons = []
-    for family in FAMILIES.values():
+    for family in sorted(FAMILIES.values(), key=lambda family: family.name != preferred):
         try:
             family.rules(config)
             family.express(config)

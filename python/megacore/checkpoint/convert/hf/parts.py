@@ -171,7 +171,8 @@ def activation_fields(values: Values, name: str, kind: Any, *, gated: bool) -> F
     # Without these two GELU has its exact form.
     exact: Fields = {"bias_gelu_fusion": False, "geglu": gated}
     if kind in _TANH:
-        return exact | {"openai_gelu": True}
+        # Megatron-LM has the tanh form with biases only, as what its fused kernel computes.
+        return exact | ({"openai_gelu": True} if gated else {"bias_gelu_fusion": True})
     if kind == "gelu":
         return exact
     if kind == "quick_gelu":

@@ -12,8 +12,8 @@ from torch import Tensor
 from megacore.checkpoint.convert.hf.families import family_of
 from megacore.checkpoint.convert.hf.family import Family
 from megacore.checkpoint.convert.hf.files import DirectoryTensors, common_dtype, read_json
+from megacore.checkpoint.convert.hf.origin import ARGUMENT, Origin
 from megacore.checkpoint.convert.hf.rules import Rule
-from megacore.checkpoint.convert.hf.values import CARRIED
 from megacore.checkpoint.convert.model_stream import (
     VOCABULARY_WEIGHTS,
     ModelDescription,
@@ -69,8 +69,7 @@ class HuggingFaceSource:
             source_format=f"Hugging Face {self._family.name}",
             tokenizer=tokenizer.values,
             tokenizer_files=tokenizer.files,
-            arguments={"seq_length": config.max_position_embeddings},
-            extra=self._extra(values),
+            arguments=self._arguments(values, config.max_position_embeddings),
             remarks=tuple(remarks),
         )
 
@@ -134,15 +133,11 @@ class HuggingFaceSource:
                 + "\n  ".join(shown)
             )
 
-    def _extra(self, values: dict[str, Any]) -> dict[str, Any]:
-        extra: dict[str, Any] = {
-            "hf_family": self._family.name,
-            "hf_config": {name: values[name] for name in CARRIED if name in values},
-        }
+    def _arguments(self, values: dict[str, Any], length: int | None) -> dict[str, Any]:
         path = self._directory / GENERATION
-        if path.is_file():
-            extra["hf_generation_config"] = read_json(path)
-        return extra
+        generation = read_json(path) if path.is_file() else None
+        origin = Origin.of_config(self._family.name, values, generation)
+        return {"seq_length": length, ARGUMENT: origin.text()}
 
 
 def _shapes(config: ModelConfig, rows: int) -> dict[str, tuple[int, ...]]:

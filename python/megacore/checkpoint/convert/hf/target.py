@@ -13,6 +13,7 @@ from torch import Tensor
 from megacore.checkpoint.convert.hf.families import family_for, family_named
 from megacore.checkpoint.convert.hf.family import Family
 from megacore.checkpoint.convert.hf.files import SAFETENSORS, SAFETENSORS_INDEX
+from megacore.checkpoint.convert.hf.origin import Origin
 from megacore.checkpoint.convert.hf.rules import Rule
 from megacore.checkpoint.convert.hf.safetensors_file import SafetensorsFile, num_bytes
 from megacore.checkpoint.convert.hf.source import GENERATION
@@ -82,11 +83,10 @@ class HuggingFaceTarget:
         values = family.express(description.config)
         values |= {"vocab_size": description.padded_vocab_size, "use_cache": True}
         values["torch_dtype"] = str(description.dtype).removeprefix("torch.")
-        values |= description.extra.get("hf_config", {})
-        _write_json(directory / "config.json", values)
-        generation = description.extra.get("hf_generation_config")
-        if generation is not None:
-            _write_json(directory / GENERATION, generation)
+        origin = Origin.of_description(description)
+        _write_json(directory / "config.json", values | dict(origin.config))
+        if origin.generation is not None:
+            _write_json(directory / GENERATION, origin.generation)
         self._plan(tensors)
         self._files = {
             shard.name: SafetensorsFile(directory / shard.name, shard.tensors)
@@ -114,11 +114,9 @@ class HuggingFaceTarget:
             _write_json(self._directory / SAFETENSORS_INDEX, index)
 
     def _family(self, description: ModelDescription) -> Family:
-        wanted = self._options.family
-        if wanted is not None:
-            return family_named(wanted)
-        before = description.extra.get("hf_family")
-        return family_named(before) if before is not None else family_for(description.config)
+        if self._options.family is not None:
+            return family_named(self._options.family)
+        return family_for(description.config, Origin.of_description(description).family)
 
     def _plan(self, tensors: Mapping[str, TensorInfo]) -> None:
         limit = self._options.max_shard_bytes or DEFAULT_SHARD_BYTES

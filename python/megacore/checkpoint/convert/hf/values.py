@@ -81,16 +81,6 @@ HARMLESS = frozenset(
 )
 _HARMLESS_PATTERNS = ("_*", "*_version", "unsloth_*")
 
-# What a model that is written again from another format should keep.
-CARRIED = (
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-    "unk_token_id",
-    "sep_token_id",
-    "tokenizer_class",
-)
-
 _REQUIRED = object()
 
 
