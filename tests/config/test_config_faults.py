@@ -20,6 +20,7 @@ PACKAGE = ROOT / "python" / "megacore"
 SAMPLES = "--train-samples 1000"
 ROPE = "--position-embedding-type rope"
 FULL_RECOMPUTE = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
+CHATS = "--sft --tokenizer-type HuggingFaceTokenizer --tokenizer-model d"
 TRIGGERS: dict[str, list[tuple[str, str]]] = {
     "MC0001": [("--num-layer 3", ""), ("--never-heard-of", ""), ("-q", "")],
     "MC0002": [("--seed", ""), ("--seed --bf16", ""), ("--profile-ranks", ""), ("--config", "")],
@@ -201,6 +202,19 @@ TRIGGERS: dict[str, list[tuple[str, str]]] = {
         ("--lora-rank 4 --load d --lora-targets linear_qkv,output_layer", ""),
     ],
     "MC1103": [("--lora-rank 4", "")],
+    "MC1111": [("--chat-template x.jinja", ""), ("--sft-overlong drop", "")],
+    "MC1112": [
+        ("--sft --data-path chat.jsonl", "--mock-data"),
+        (
+            "--sft --data-path chat.jsonl --vocab-file v --merge-file m",
+            "--mock-data --tokenizer-type",
+        ),
+    ],
+    "MC1113": [
+        (f"{CHATS} --mock-data", "--mock-data --data-path"),
+        (f"{CHATS} --data-path chat.jsonl --reset-attention-mask", "--mock-data"),
+    ],
+    "MC1114": [(f"{CHATS} --data-path 0.5 a.jsonl 0.5 b.jsonl", "--mock-data")],
 }
 ENVIRONMENTS = {
     "MC0015": [

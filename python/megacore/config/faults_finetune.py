@@ -27,4 +27,27 @@ FINETUNE_RULES: dict[str, Rule] = {
         "embedding has no adapter.",
         "Remove one of the two.",
     ),
+    "MC1111": Rule(
+        "The flag needs --sft",
+        "It says how conversations become training data; without `--sft` there are none.",
+        "Add `--sft`, or remove the flag.",
+    ),
+    "MC1112": Rule(
+        "--sft needs a Hugging Face tokenizer",
+        "A conversation is rendered by the chat template that comes with the tokenizer, and its "
+        "answers are found again among the tokens by the characters that these stand for.",
+        "Give `--tokenizer-type HuggingFaceTokenizer --tokenizer-model DIR`, where DIR has "
+        "`tokenizer.json` and `tokenizer_config.json`.",
+    ),
+    "MC1113": Rule(
+        "--sft does not go together with this flag",
+        "Packed conversations always have positions and attention of their own, loss is on the "
+        "answers, and files are not mixed by weights.",
+        "Remove the flag.",
+    ),
+    "MC1114": Rule(
+        "Files of conversations have no weights",
+        "All conversations are used once in each pass.",
+        "Give the paths alone; name a file twice to use it twice as often.",
+    ),
 }

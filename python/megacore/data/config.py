@@ -258,11 +258,14 @@ def mixes_weights(paths: Sequence[str]) -> bool:
     """Whether a list of an even number of words has weights at some of the places for them."""
     if len(paths) % 2:
         return False
-    weights = 0
-    for word in paths[::2]:
-        try:
-            float(word)
-        except ValueError:
-            continue
-        weights += 1
+    weights = sum(map(is_weight, paths[::2]))
     return 0 < weights < len(paths) // 2
+
+
+def is_weight(word: str) -> bool:
+    """Whether a word of a list of paths is a number instead."""
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from megacore.data.chat.dataset import PackedDataset
 from megacore.data.config import DataConfig
 from megacore.data.datasets import Dataset
 from megacore.data.gpt_dataset import finish_batch
@@ -45,7 +46,7 @@ class Batch:
 
 
 def build_loader(
-    dataset: Dataset,
+    dataset: Dataset | PackedDataset,
     *,
     data: DataConfig,
     micro_batch_size: int,
@@ -90,7 +91,11 @@ def build_loader(
 
 
 def _prefetched(
-    dataset: Dataset, order: Iterator[NDArray[np.int64]], *, vocab_size: int, threads: int
+    dataset: Dataset | PackedDataset,
+    order: Iterator[NDArray[np.int64]],
+    *,
+    vocab_size: int,
+    threads: int,
 ) -> Iterator[Batch]:
     pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="megacore-data")
     try:
@@ -109,7 +114,9 @@ def _prefetched(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def make_batch(dataset: Dataset, samples: NDArray[np.int64], *, vocab_size: int) -> Batch:
+def make_batch(
+    dataset: Dataset | PackedDataset, samples: NDArray[np.int64], *, vocab_size: int
+) -> Batch:
     """The micro-batch of some samples.
 
     Args:
@@ -127,16 +134,27 @@ def make_batch(dataset: Dataset, samples: NDArray[np.int64], *, vocab_size: int)
     loss_mask = torch.empty(shape, dtype=torch.float32, pin_memory=pin)
     position_ids = torch.empty(shape, dtype=torch.int64, pin_memory=pin)
     token_array, label_array = tokens.numpy(), labels.numpy()
-    dataset.gather(
-        samples,
-        np.arange(len(samples), dtype=np.int64),
-        vocab_size=vocab_size,
-        tokens=token_array,
-        labels=label_array,
-    )
-    bounds = finish_batch(
-        dataset.rules, token_array, label_array, loss_mask.numpy(), position_ids.numpy()
-    )[2]
+    bounds: NDArray[np.int32] | None
+    if isinstance(dataset, PackedDataset):
+        bounds = dataset.fill_rows(
+            samples,
+            vocab_size=vocab_size,
+            tokens=token_array,
+            labels=label_array,
+            loss_mask=loss_mask.numpy(),
+            position_ids=position_ids.numpy(),
+        )
+    else:
+        dataset.gather(
+            samples,
+            np.arange(len(samples), dtype=np.int64),
+            vocab_size=vocab_size,
+            tokens=token_array,
+            labels=label_array,
+        )
+        bounds = finish_batch(
+            dataset.rules, token_array, label_array, loss_mask.numpy(), position_ids.numpy()
+        )[2]
     cu_seqlens = max_seqlen = None
     if bounds is not None:
         cu_seqlens = torch.from_numpy(bounds)

@@ -10,13 +10,16 @@ from typing import Any, TypeVar
 import torch
 
 from megacore.checkpoint import Checkpoint, load_checkpoint
+from megacore.checkpoint.adapters import find_base, holds_adapters
 from megacore.checkpoint.convert.tokenizer_files import PATH_FIELDS, resolve
 from megacore.data.config import TokenizerConfig
 from megacore.data.tokenizers import Tokenizer, build_tokenizer
 from megacore.errors import CheckpointError
 from megacore.inference.foreign import foreign_source, model_of, tokenizer_of
+from megacore.layers.lora import is_adapter_name
 from megacore.models.config import ModelConfig
 from megacore.models.gpt import GPTModel
+from megacore.models.lora import LoraConfig, add_adapters
 
 _Config = TypeVar("_Config")
 
@@ -73,8 +76,21 @@ def load_model(
         trained = {"bf16": "bfloat16", "fp16": "float16"}
         dtype = next((trained[key] for key in trained if arguments.get(key)), "float32")
     model = GPTModel(config, padded_vocab_size=rows, dtype=_DTYPES[dtype], device=device)
-    checkpoint.load_into("model", dict(model.named_parameters()), cast=True)
+    if holds_adapters(arguments):
+        _load_adapted(model, checkpoint, arguments)
+    else:
+        checkpoint.load_into("model", dict(model.named_parameters()), cast=True)
     return model.eval(), tokenizer, config
+
+
+def _load_adapted(model: GPTModel, checkpoint: Checkpoint, arguments: Mapping[str, Any]) -> None:
+    """Gives a model the adapters of a checkpoint, and the weights of their base."""
+    add_adapters(model, _config(LoraConfig, arguments, checkpoint.path))
+    base = Checkpoint(find_base(arguments, checkpoint.path))
+    parameters = dict(model.named_parameters())
+    for source, adapters in ((base, False), (checkpoint, True)):
+        wanted = {n: p for n, p in parameters.items() if is_adapter_name(n) == adapters}
+        source.load_into("model", wanted, cast=True)
 
 
 def _arguments(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -15,12 +16,16 @@ from megacore.data import (
     build_datasets,
     build_loader,
 )
+from megacore.data.chat.dataset import PackedDataset
+from megacore.data.chat.datasets import ChatDatasets, build_chat_datasets
 from megacore.data.tokenizers import Tokenizer
 from megacore.errors import DataError
 from megacore.parallel.groups import Group, ParallelGroups, single_process_groups
 from megacore.training.agreement import any_of
 from megacore.training.run_config import RunConfig
 from megacore.training.run_state import RunState
+
+Built = TypeVar("Built")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +67,7 @@ def build_batches(
     vocab_rows: int,
     groups: ParallelGroups | None = None,
     device: torch.device | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Batches:
     """Build the datasets, and start reading where the counters stand.
 
@@ -74,13 +80,24 @@ def build_batches(
         groups: The groups of this process; None for a run of one. Replicas read different samples,
             the processes of one replica all the same.
         device: Where the groups' backend wants its tensors; None: the CPU.
+        say: Told what takes long.
 
     Raises:
         DataError: A dataset cannot be read, or has nothing for a split that is wanted.
     """
     groups = groups or single_process_groups()
 
-    def build(may_build: bool) -> Datasets:
+    def build(may_build: bool) -> Datasets | ChatDatasets:
+        if run.sft.sft:
+            return build_chat_datasets(
+                run.sft,
+                run.data,
+                tokenizer,
+                seed=run.training.seed,
+                num_samples=wanted,
+                may_build=may_build,
+                say=say,
+            )
         return build_datasets(
             run.data,
             tokenizer,
@@ -92,7 +109,9 @@ def build_batches(
     datasets = _first_alone(build, groups.world, device or torch.device("cpu"))
 
     def read(
-        dataset: GPTDataset | BlendedDataset | None, samples: int | None, consumed: int
+        dataset: GPTDataset | BlendedDataset | PackedDataset | None,
+        samples: int | None,
+        consumed: int,
     ) -> Iterator[Batch] | None:
         if dataset is None or samples is None:
             return None
@@ -119,7 +138,7 @@ class _FirstFailedError(DataError):
     is_common = True
 
 
-def _first_alone(build: Callable[[bool], Datasets], world: Group, device: torch.device) -> Datasets:
+def _first_alone(build: Callable[[bool], Built], world: Group, device: torch.device) -> Built:
     """The datasets; the first process builds the indices while the others wait to find them.
 
     Args:
@@ -129,7 +148,7 @@ def _first_alone(build: Callable[[bool], Datasets], world: Group, device: torch.
     """
     if world.size == 1:
         return build(True)
-    datasets: Datasets | None = None
+    datasets: Built | None = None
     failure: DataError | None = None
     if world.is_first:
         try:

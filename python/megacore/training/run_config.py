@@ -12,7 +12,8 @@ from megacore.config.layers import Origin
 from megacore.config.parser import Parsed, merge_faults, read_layers, show_notes
 from megacore.config.report import flat_values, format_config
 from megacore.config.settings import refuse, settings_of, value_faults
-from megacore.data.config import DataConfig, TokenizerConfig
+from megacore.data.chat.config import SftConfig
+from megacore.data.config import DataConfig, TokenizerConfig, is_weight
 from megacore.errors import Fault, Information
 from megacore.models.config import ModelConfig, RecomputeConfig
 from megacore.models.lora import LoraConfig
@@ -24,6 +25,7 @@ from megacore.parallel.supported import notes as parallel_notes
 from megacore.parallel.supported import unsupported
 from megacore.training.config import BatchConfig, LoggingConfig, ProfileConfig, TrainingConfig
 
+SFT_SPLIT = "95, 5, 0"
 DESCRIPTION = "Train a GPT. Flags have Megatron-LM's names; with - or _ between the words."
 
 # `--use-checkpoint-args`: taken only where the command line says nothing ...
@@ -103,6 +105,7 @@ class RunConfig:
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
@@ -130,6 +133,7 @@ class RunConfig:
         yield from self._schedule_rules()
         yield from self._parallel_rules()
         yield from self._lora_rules()
+        yield from self._sft_rules()
 
     def _model_rules(self) -> Iterator[Fault]:
         length, positions = self.data.length, self.model.max_position_embeddings
@@ -219,6 +223,32 @@ class RunConfig:
         if self.parallel.standalone_embedding_stage:
             yield fault("MC1104", {**given, "--standalone-embedding-stage": ""})
 
+    def _sft_rules(self) -> Iterator[Fault]:
+        if not self.sft.sft:
+            return
+        kind = self.tokenizer.tokenizer_type
+        if kind != "HuggingFaceTokenizer":
+            given = {"--sft": "", "--tokenizer-type": kind}
+            yield fault("MC1112", given, allowed="--tokenizer-type HuggingFaceTokenizer")
+        data = self.data
+        for name, value in {
+            "--mock-data": data.mock_data,
+            "--reset-position-ids": data.reset_position_ids,
+            "--reset-attention-mask": data.reset_attention_mask,
+            "--eod-mask-loss": data.eod_mask_loss,
+            "--renormalize-blend-weights": data.renormalize_blend_weights,
+        }.items():
+            if value:
+                yield fault("MC1113", {"--sft": "", name: ""}, allowed="--sft alone")
+        for name, paths in (
+            ("--data-path", data.data_path),
+            ("--train-data-path", data.train_data_path),
+            ("--valid-data-path", data.valid_data_path),
+            ("--test-data-path", data.test_data_path),
+        ):
+            if any(is_weight(word) for word in paths or ()):
+                yield fault("MC1114", {name: " ".join(paths or ())}, allowed="PATH ...")
+
     def resolved(self) -> RunConfig:
         """A copy in which everything that can be derived is filled, and booleans are final.
 
@@ -226,7 +256,10 @@ class RunConfig:
             ConfigError: All rules that are broken.
         """
         refuse(self.faults())
-        data, checkpoint = self.data.resolved(), self.checkpoint
+        data, checkpoint = self.data, self.checkpoint
+        if self.sft.sft and data.data_path and data.split is None:
+            data = replace(data, split=SFT_SPLIT)
+        data = data.resolved()
         model = self.model
         if model.max_position_embeddings is None:
             model = replace(model, max_position_embeddings=data.seq_length)
@@ -234,6 +267,10 @@ class RunConfig:
         if self.precision.fp16 and not self.precision.loss_scale:
             # Dynamic loss scaling finds the scale by overflowing: NaN is part of the search.
             training = replace(training, check_for_nan_in_loss_and_grad=False)
+        if self.sft.sft:
+            # Answers differ in length: the mean of the means of micro-batches would weigh them by
+            # how they happen to be put together.
+            training = replace(training, calculate_per_token_loss=True)
         if logging.wandb_project and not logging.wandb_save_dir:
             logging = replace(logging, wandb_save_dir=f"{checkpoint.save or '.'}/wandb")
         if self.training.skip_train and self.schedule.lr is None:

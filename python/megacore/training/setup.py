@@ -164,6 +164,7 @@ class Setup:
                 vocab_rows=rows,
                 groups=self._groups,
                 device=self._device,
+                say=screen.line,
             )
         screen.line(format_moment("after dataloaders are built"))
         screen.line("done with setup ...")

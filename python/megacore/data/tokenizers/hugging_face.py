@@ -20,6 +20,10 @@ class _Engine(Protocol):
     def encode(self, text: str) -> list[int]: ...
     def decode(self, ids: list[int]) -> str: ...
     def special(self, name: str) -> int | None: ...
+    def added_tokens(self) -> list[str]: ...
+    def encode_with_offsets(
+        self, texts: Sequence[str], special_tokens: bool
+    ) -> list[tuple[list[int], list[tuple[int, int]]]]: ...
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -44,6 +48,7 @@ class HuggingFaceTokenizer(Tokenizer):
                 f"{directory}: expected a local directory with tokenizer.json; "
                 "nothing is downloaded by name"
             )
+        self._directory = path
         if (path / "tokenizer.json").is_file():
             self._engine: _Engine = _JsonEngine(path)
         else:
@@ -88,6 +93,31 @@ class HuggingFaceTokenizer(Tokenizer):
         """Ids of a text, with the special tokens that this tokenizer adds around it."""
         return self._engine.encode(text)
 
+    def encode_with_offsets(
+        self, texts: Sequence[str], *, special_tokens: bool
+    ) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Ids of several texts, and for each id the characters that it stands for.
+
+        Args:
+            texts: The texts.
+            special_tokens: Add the special tokens that this tokenizer adds around a text (they
+                stand for no characters).
+
+        Raises:
+            DataError: The directory has no tokenizer.json.
+        """
+        return self._engine.encode_with_offsets(texts, special_tokens)
+
+    @property
+    def added_tokens(self) -> list[str]:
+        """Texts of the tokens that were added to the vocabulary, the special ones among them."""
+        return self._engine.added_tokens()
+
+    @property
+    def directory(self) -> Path:
+        """Where its files are."""
+        return self._directory
+
     def detokenize(self, ids: Sequence[int]) -> str:
         """The text of some ids, special tokens included; DataError for an id outside."""
         check_ids(ids, self.vocab_size, self._paths[0])
@@ -123,6 +153,15 @@ class _JsonEngine:
         ids: list[int] = self._engine.encode(text).ids
         return ids
 
+    def encode_with_offsets(
+        self, texts: Sequence[str], special_tokens: bool
+    ) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        found = self._engine.encode_batch(list(texts), add_special_tokens=special_tokens)
+        return [(one.ids, one.offsets) for one in found]
+
+    def added_tokens(self) -> list[str]:
+        return [token.content for token in self._engine.get_added_tokens_decoder().values()]
+
     def decode(self, ids: list[int]) -> str:
         return str(self._engine.decode(ids, skip_special_tokens=False))
 
@@ -153,6 +192,7 @@ def _special_names(directory: Path) -> dict[str, str]:
 
 class _TransformersEngine:
     def __init__(self, directory: Path) -> None:
+        self._directory = directory
         try:
             from transformers import AutoTokenizer
         except ImportError as error:
@@ -174,6 +214,17 @@ class _TransformersEngine:
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self._engine(text)["input_ids"]
         return ids
+
+    def encode_with_offsets(
+        self, texts: Sequence[str], special_tokens: bool
+    ) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        raise DataError(
+            f"{self._directory}: which characters a token stands for is known only with a "
+            "tokenizer.json; save the tokenizer as a fast one (save_pretrained)"
+        )
+
+    def added_tokens(self) -> list[str]:
+        return list(self._engine.get_added_vocab())
 
     def decode(self, ids: list[int]) -> str:
         return str(self._engine.decode(ids))

@@ -1,0 +1,1 @@
+"""Conversations as training data: read, rendered, tokenized once, packed into sequences."""
