@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 import pytest
 import torch
 from llama_peers import LLAMA3, peer_logits, random_llama, renamed
+from tokenizers import Tokenizer
 
 from megacore.checkpoint.convert import meta_llama
 from megacore.checkpoint.convert.engine import expected_tensors
+from megacore.checkpoint.convert.meta_tokenizer import meta_tokenizer
 from megacore.checkpoint.convert.model_stream import SourceOptions
 from megacore.checkpoint.convert.registry import detect
 from megacore.checkpoint.convert.streamed import streamed_logits
@@ -149,3 +152,63 @@ def test_values_that_are_not_known_are_refused(tmp_path, changes, message) -> No
     place = written(tmp_path / "m", model, params=params_of(model.config, **changes))
     with pytest.raises(CheckpointError, match=message):
         opened(place)
+
+
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog.",
+    "In 2024, 1234567 foxes   said: \"it's fine\"\n\n\tdidn't they?",
+    "na\u00efve caf\u00e9 \u4f60\u597d \U0001f600 and  two spaces ",
+    "aaaaaaa ababab aabbaabb",
+]
+
+
+def trained_ranks(path, count):
+    """A ranks file as tiktoken reads it, learned from the texts, and tiktoken's own encoding."""
+    tiktoken = pytest.importorskip("tiktoken")
+    educational = pytest.importorskip("tiktoken._educational")
+    cut = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    ranks = educational.bpe_train(" ".join(TEXTS * 3), count, cut, visualise=None)
+    lines = [base64.b64encode(t) + b" " + str(r).encode() for t, r in ranks.items()]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    return tiktoken.Encoding("peer", pat_str=cut, mergeable_ranks=ranks, special_tokens={})
+
+
+@pytest.mark.parametrize("above", [False, True])
+def test_ranks_become_a_tokenizer_with_the_same_ids(tmp_path, above) -> None:
+    count = 330
+    place = written(tmp_path / "m", random_llama(**{**WIDTH, "vocab_size": count + 256}))
+    peer = trained_ranks((tmp_path if above else place) / "tokenizer.model", count)
+    source = opened(place)
+    files = source.description.tokenizer_files
+    assert source.description.tokenizer["tokenizer_type"] == "HuggingFaceTokenizer"
+    ours = Tokenizer.from_str(files["tokenizer.json"].decode())
+    for text in TEXTS:
+        assert ours.encode(text).ids == [count, *peer.encode(text)]
+        assert ours.decode(peer.encode(text)) == text
+    assert ours.token_to_id("<|eot_id|>") == count + 9
+    assert ours.token_to_id("<|reserved_special_token_250|>") == count + 255
+    later = meta_tokenizer(place, count + 256, later_names=True)[0].files["tokenizer.json"]
+    assert Tokenizer.from_str(later.decode()).token_to_id("<|eot_id|>") == count + 9
+    assert Tokenizer.from_str(later.decode()).token_to_id("<|python_tag|>") == count + 10
+    assert Tokenizer.from_str(later.decode()).get_vocab_size() == count + 256
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"YQ== 0\nYg==\n", "line 2"),
+        (b"YQ== 0\nYg== 2\n", "not 0, 1, 2"),
+        (b"YQ== 0\nYg== 1\n", "2 tokens and 256 special ones are not the 68 rows"),
+        (b"\x00\x01", "not a tokenizer that can be recognised"),
+    ],
+)
+def test_a_strange_tokenizer_stays_behind_and_is_said(tmp_path, content, reason) -> None:
+    place = written(tmp_path / "m", random_llama(**WIDTH))
+    (place / "tokenizer.model").write_bytes(content)
+    description = opened(place).description
+    assert description.tokenizer_files == {}
+    assert reason in description.remarks[0]
+    assert "give --tokenizer-model" in description.remarks[0]

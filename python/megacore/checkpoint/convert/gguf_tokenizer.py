@@ -13,21 +13,25 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from megacore.checkpoint.convert.byte_level_json import (
+    LLAMA3_CUT,
+    QWEN2_CUT,
+    AddedToken,
+    byte_level_json,
+)
 from megacore.checkpoint.convert.tokenizer_files import TokenizerFiles
 
 _KEY = "tokenizer.ggml."
 # Kinds of pieces; the numbers are those of SentencePiece.
 _NORMAL, _CONTROL, _USER_DEFINED, _BYTE = 1, 3, 4, 6
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 # How text is cut before merging, by tokenizer.ggml.pre; None is GPT-2's own way.
 _CUTS: dict[str, str | None] = {
     "gpt-2": None,
-    "llama-bpe": _WORDS + r"|\p{N}{1,3}" + _REST,
-    "llama3": _WORDS + r"|\p{N}{1,3}" + _REST,
-    "llama-v3": _WORDS + r"|\p{N}{1,3}" + _REST,
-    "smaug-bpe": _WORDS + r"|\p{N}{1,3}" + _REST,
-    "qwen2": _WORDS + r"|\p{N}" + _REST,
+    "llama-bpe": LLAMA3_CUT,
+    "llama3": LLAMA3_CUT,
+    "llama-v3": LLAMA3_CUT,
+    "smaug-bpe": LLAMA3_CUT,
+    "qwen2": QWEN2_CUT,
 }
 
 
@@ -104,80 +108,35 @@ def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str]) -> Tokenizer
     merges = metadata.get(_KEY + "merges")
     if not isinstance(merges, list):
         raise _NotCarried("it has no merges")
-    kinds, pattern = _kinds(metadata, tokens), _CUTS[cut]
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    pre: dict[str, Any] = {**byte_level, "use_regex": pattern is None}
-    if pattern is not None:
-        split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
-        pre = {"type": "Sequence", "pretokenizers": [{**split, "invert": False}, pre]}
+    kinds = _kinds(metadata, tokens)
     added = [
-        {
-            "id": number,
-            "content": token,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": kind == _CONTROL,
-        }
+        AddedToken(number, token, special=kind == _CONTROL)
         for number, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
         if kind in (_CONTROL, _USER_DEFINED)
     ]
-    begin = _special(metadata, tokens, "bos")
-    # llama.cpp begins every text of these with the token unless the file says otherwise.
-    begins = metadata.get(_KEY + "add_bos_token", cut not in ("gpt-2", "qwen2"))
-    post: dict[str, Any] = {**byte_level, "use_regex": True}
-    if begins and begin is not None:
-        post = _begin_with(tokens[begin], begin)
-    content = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": {"type": "NFC"} if cut == "qwen2" else None,
-        "pre_tokenizer": pre,
-        "post_processor": post,
-        "decoder": {**byte_level, "use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": cut not in ("gpt-2", "qwen2"),
-            "vocab": {token: number for number, token in enumerate(tokens)},
-            "merges": merges,
-        },
-    }
-    text = json.dumps(content, ensure_ascii=False)
-    from tokenizers import Tokenizer
-
+    is_llama = _CUTS[cut] == LLAMA3_CUT
+    number = _special(metadata, tokens, "bos")
+    # llama.cpp begins every text of Llama 3 with the token unless the file says otherwise.
+    begin = None
+    if number is not None and metadata.get(_KEY + "add_bos_token", is_llama):
+        begin = AddedToken(number, tokens[number], special=True)
     try:
-        Tokenizer.from_str(text)
-    except Exception as error:  # the library raises bare Exception for a wrong file
+        content = byte_level_json(
+            {token: number for number, token in enumerate(tokens)},
+            merges,
+            added=added,
+            cut=_CUTS[cut],
+            ignore_merges=is_llama,
+            normalised=cut == "qwen2",
+            begin=begin,
+        )
+    except ValueError as error:
         raise _NotCarried(f"it is not consistent: {error}") from error
     files = {
-        "tokenizer.json": text.encode(),
+        "tokenizer.json": content,
         "tokenizer_config.json": _settings_file(metadata, tokens),
     }
     return TokenizerFiles({"tokenizer_type": "HuggingFaceTokenizer", "tokenizer_model": "."}, files)
-
-
-def _begin_with(token: str, number: int) -> dict[str, Any]:
-    first = {"SpecialToken": {"id": token, "type_id": 0}}
-    return {
-        "type": "TemplateProcessing",
-        "single": [first, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [
-            first,
-            {"Sequence": {"id": "A", "type_id": 0}},
-            {"SpecialToken": {"id": token, "type_id": 1}},
-            {"Sequence": {"id": "B", "type_id": 1}},
-        ],
-        "special_tokens": {token: {"id": token, "ids": [number], "tokens": [token]}},
-    }
 
 
 def _sentence_pieces(metadata: Mapping[str, Any], tokens: Sequence[str]) -> TokenizerFiles:

@@ -20,8 +20,8 @@ from megacore.checkpoint.convert.interleaved_llama import (
     LlamaNames,
     llama_config,
 )
+from megacore.checkpoint.convert.meta_tokenizer import meta_tokenizer
 from megacore.checkpoint.convert.model_stream import ModelDescription, SourceOptions, TensorInfo
-from megacore.checkpoint.convert.tokenizer_files import TokenizerFiles, of_model
 from megacore.checkpoint.torch_files import read_torch_file
 from megacore.errors import CheckpointError
 
@@ -91,7 +91,9 @@ class MetaLlamaSource:
         width = values.get("head_dim") or hidden // heads
         rows = self._full_shape(_NAMES.embedding, hidden)[0]
         true_size = values.get("vocab_size", -1)
-        tokenizer, remarks = _tokenizer(path)
+        tokenizer, remarks = meta_tokenizer(
+            path, rows, later_names=bool(values.get("use_scaled_rope"))
+        )
         config = llama_config(
             num_layers=self._number(values, "n_layers"),
             hidden_size=hidden,
@@ -272,14 +274,3 @@ def _inner_width(values: Mapping[str, Any], hidden: int) -> int:
         width = int(values["ffn_dim_multiplier"] * width)
     multiple = int(values.get("multiple_of", 256))
     return multiple * -(-width // multiple)
-
-
-def _tokenizer(path: Path) -> tuple[TokenizerFiles, list[str]]:
-    """The tokenizer, which Meta puts beside the weights or one directory above."""
-    for place in (path / "tokenizer.model", path.parent / "tokenizer.model"):
-        if place.is_file():
-            try:
-                return of_model(place), []
-            except CheckpointError as error:
-                return TokenizerFiles(), [f"the tokenizer is not carried over: {error}"]
-    return TokenizerFiles(), [f"{path} holds no tokenizer.model: give --tokenizer-model"]
