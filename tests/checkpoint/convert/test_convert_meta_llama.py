@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 from llama_peers import LLAMA3, peer_logits, random_llama, renamed
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from megacore.checkpoint.convert import meta_llama
@@ -90,6 +91,35 @@ def test_scaled_rotation_and_its_unsaid_factor(tmp_path) -> None:
     source = opened(written(tmp_path / "m", model, params=params))
     assert source.description.config.rope_scaling_factor == 32.0
     assert source.description.config.max_position_embeddings == 77
+
+
+def test_mistral_in_one_safetensors_file(tmp_path) -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    # As a Llama it has no window; 4 of the 9 tokens are enough to see one.
+    llama = random_llama(**WIDTH, head_dim=12)
+    values = {**llama.config.to_dict(), "sliding_window": 4, "attn_implementation": "eager"}
+    values = {k: v for k, v in values.items() if k not in ("model_type", "architectures")}
+    model = MistralForCausalLM(MistralConfig(**values)).eval()
+    model.load_state_dict(llama.state_dict())
+    place = tmp_path / "m"
+    place.mkdir()
+    params = params_of(model.config, head_dim=12, hidden_dim=192, sliding_window=4)
+    del params["multiple_of"]
+    (place / "params.json").write_text(json.dumps(params))
+    save_file(
+        {k: v.contiguous() for k, v in renamed(model, 1).items()},
+        place / "consolidated.safetensors",
+    )
+    source = opened(place)
+    reference = peer_logits(model, TOKENS)
+    assert not torch.allclose(reference, peer_logits(llama, TOKENS))
+    found = streamed_logits(source.description, source.read, TOKENS, dtype=torch.float64)
+    expect_close(found, reference, bound=2e-6 * reference.abs().max().item())
+    assert source.description.config.max_position_embeddings == 32768
+    (place / "consolidated.safetensors").write_bytes(b"\xff" * 20)
+    with pytest.raises(CheckpointError, match=r"consolidated\.safetensors: cannot be read"):
+        opened(place)
 
 
 @pytest.mark.parametrize(

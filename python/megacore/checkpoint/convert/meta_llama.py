@@ -1,5 +1,5 @@
 """Llama as Meta distributes it: params.json and consolidated.NN.pth, one file per model-parallel
-process.
+process; and Mistral in the same layout, also as consolidated.safetensors.
 
 Source: the layout of Meta's reference code (llama/model.py: the parallel layers and how the inner
 width of the feed-forward layer follows from `multiple_of` and `ffn_dim_multiplier`).
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from megacore.checkpoint.convert.interleaved_llama import (
@@ -56,11 +58,13 @@ _KNOWN = {
     "use_scaled_rope",
     "rope_scaling_factor",
     "rope_high_freq_factor",
+    "sliding_window",
     "max_seq_len",
     "max_batch_size",
     "model_parallel_size",
 }
-# Positions of the releases, which params.json does not tell: by rope_theta.
+# Positions of Meta's releases, which params.json does not tell: by rope_theta. Those of Mistral,
+# whose params.json has hidden_dim, all have 32768.
 _POSITIONS = {10000: 4096, 1000000: 16384, 500000: 8192}
 
 
@@ -194,9 +198,14 @@ class MetaLlamaSource:
                 "rope_scaling_high_freq_factor": float(values.get("rope_high_freq_factor") or 4),
                 "rope_scaling_original_length": 8192,
             }
+        window = values.get("sliding_window")
+        if window is not None:
+            settings["window_size"] = f"{window - 1},0"
         length = values.get("max_seq_len")
         if length is None:
             length = 131072 if "rope_scaling_type" in settings else _POSITIONS.get(int(base), 4096)
+            if "hidden_dim" in values:
+                length = 32768
             remarks.append(
                 f"params.json does not say how long sequences may be: {length} positions are taken"
             )
@@ -245,6 +254,8 @@ def _params(path: Path) -> dict[str, Any]:
 
 
 def _files(path: Path) -> list[Path]:
+    if (path / "consolidated.safetensors").is_file():
+        return [path / "consolidated.safetensors"]
     files = sorted(path.glob("consolidated.*.pth"))
     names = [file.name for file in files]
     wanted = [f"consolidated.{number:02d}.pth" for number in range(len(files))]
@@ -257,6 +268,11 @@ def _files(path: Path) -> list[Path]:
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)  # a view of the mapped file
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: cannot be read: {error}") from error
     content = read_torch_file(path)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: a dictionary of tensors expected")
