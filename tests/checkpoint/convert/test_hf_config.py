@@ -340,6 +340,16 @@ def test_both_styles_of_rotary_positions_mean_the_same():
     assert read(new) == read(GEMMA3)
 
 
+def test_older_versions_can_read_what_is_written():
+    # Version 4 has the rotated part under both names, and knows three entries of LongRoPE only.
+    assert read(PYTHIA | {"partial_rotary_factor": 0.25}) == read(PYTHIA)
+    scaling = FAMILIES["phi3"].express(read(PHI3))["rope_scaling"]
+    assert scaling == PHI3["rope_scaling"] | {"type": "longrope"}
+    own = PHI3 | {"rope_scaling": PHI3["rope_scaling"] | {"attention_factor": 1.5}}
+    scaling = FAMILIES["phi3"].express(read(own))["rope_scaling"]
+    assert (scaling["rope_type"], scaling["attention_factor"]) == ("longrope", 1.5)
+
+
 def test_yarn_with_mscale_is_its_attention_factor():
     scaling = {"type": "yarn", "factor": 40.0, "mscale": 0.7, "mscale_all_dim": 1.1}
     config = read(QWEN25 | {"rope_scaling": scaling})
@@ -379,6 +389,8 @@ REFUSED = [
     (PHI3, {"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "long_factor"),
     (PYTHIA, {"attention_bias": False}, "attention_bias"),
     (PYTHIA, {"rotary_pct": 0.01}, "rotated part of a head"),
+    (PYTHIA, {"partial_rotary_factor": 0.5}, "two different rotated parts"),
+    (PYTHIA, {"rotary_pct": "all"}, "partial_rotary_factor = 'all'"),
 ]
 
 

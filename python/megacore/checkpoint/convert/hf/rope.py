@@ -49,13 +49,20 @@ class Rope:
         found = scaling or found
         theta = found.pop("rope_theta", None) or values.take(self.theta_name, self.theta)
         values.take("rope_theta", None)
-        percent = found.pop("partial_rotary_factor", None)
-        top = values.take(self.percent_name or "partial_rotary_factor", None)
-        percent = percent or top or self.percent
+        # transformers 4 may have the rotated part under both names.
+        percents = [
+            found.pop("partial_rotary_factor", None),
+            values.take(self.percent_name or "partial_rotary_factor", None),
+            values.take("partial_rotary_factor", None),
+        ]
+        given = [value for value in percents if value is not None]
+        if len(set(given)) > 1:
+            values.fault(f"two different rotated parts of a head: {given[0]!r} and {given[-1]!r}")
+        percent = _as_number(values, "partial_rotary_factor", given[0] if given else self.percent)
         fields: Fields = {
             "position_embedding_type": "rope",
             "rotary_base": whole_base(values, theta),
-            "rotary_percent": float(percent),
+            "rotary_percent": percent,
         }
         length = values.take(_ORIGINAL, None) if self.top_length else None
         return fields | self.scaling_fields(values, found, length)
@@ -108,7 +115,18 @@ class Rope:
         if self.top_length:
             length = None if scaling is None else scaling.pop(_ORIGINAL, None)
             result[_ORIGINAL] = length or config.max_position_embeddings
+            if scaling is not None and length is not None:
+                result[_SCALING] = _short_form(scaling, length, config.max_position_embeddings or 1)
         return result
+
+
+def _short_form(scaling: dict[str, Any], length: int, positions: int) -> dict[str, Any]:
+    """The three entries that older versions insist on, where they say everything."""
+    usual = longrope_attention_factor(positions / length, length)
+    if scaling["rope_type"] != "longrope" or scaling["attention_factor"] != usual:
+        return scaling
+    factors = {name: scaling[name] for name in ("short_factor", "long_factor")}
+    return {"type": "longrope", **factors}
 
 
 def whole_base(values: Values, theta: Any) -> int:
