@@ -39,7 +39,7 @@ TRIGGERS: dict[str, list[tuple[str, str]]] = {
     "MC0011": [
         ("--num-experts 8", ""),
         ("--fp8-format hybrid", ""),
-        ("--ckpt-format torch_dist", ""),
+        ("--ckpt-format zarr", ""),
         ("--async-save", ""),
         ("--spec my.module spec", ""),
         ("--no-fp8-wgrad", ""),
@@ -395,7 +395,9 @@ def test_small_run_is_valid() -> None:
 
 
 def test_every_id_is_triggered() -> None:
-    assert set(TRIGGERS) | set(ENVIRONMENTS) | set(WORLDS) | AT_START_UP | OF_CONVERSION == set(RULES)
+    assert set(TRIGGERS) | set(ENVIRONMENTS) | set(WORLDS) | AT_START_UP | OF_CONVERSION == set(
+        RULES
+    )
 
 
 def test_every_id_in_the_source_is_registered_and_used() -> None:

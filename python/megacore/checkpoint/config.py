@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from megacore.checkpoint.strictness import STRICTNESS
 from megacore.config.faults import fault
 from megacore.config.fields import flag
 from megacore.config.settings import value_faults
@@ -15,6 +16,8 @@ from megacore.errors import Fault
 
 # Directory of checkpoints of which only the newest is kept, in the one of the others.
 NON_PERSISTENT = "non_persistent"
+# Values of --ckpt-format that a run can have.
+WRITTEN_FORMATS = ("torch_dist",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,23 @@ class CheckpointConfig:
         default=None,
         help="where they go and are looked for; by default non_persistent in --save and --load",
     )
+    ckpt_format: str = flag(
+        "--ckpt-format",
+        default="torch_dist",
+        choices=("torch_dist", "torch", "zarr"),
+        help="how checkpoints are stored; what --load holds is recognised",
+    )
+    ckpt_fully_parallel_save: bool = flag(
+        "--no-ckpt-fully-parallel-save",
+        default=True,
+        help="let the first of the data-parallel processes write what all of them have",
+    )
+    dist_ckpt_strictness: str = flag(
+        "--dist-ckpt-strictness",
+        default="assume_ok_unexpected",
+        choices=tuple(STRICTNESS),
+        help="what is done about tensors that only the checkpoint or only the run has",
+    )
     finetune: bool = flag(
         "--finetune",
         default=False,
@@ -107,6 +127,10 @@ class CheckpointConfig:
     def faults(self) -> Iterator[Fault]:
         """Rules of saving and loading that these values break."""
         yield from value_faults(self)
+        if self.ckpt_format not in WRITTEN_FORMATS:
+            more = "megacore does not write it; torch_dist is read by the same programs"
+            given_format = {"--ckpt-format": self.ckpt_format}
+            yield fault("MC0011", given_format, allowed=", ".join(WRITTEN_FORMATS), more=more)
         if self.save is not None and self.save_interval is None:
             yield fault("MC0701", {"--save": self.save}, allowed="--save-interval N")
         yield from self._operation_faults()

@@ -14,6 +14,7 @@ from megacore.checkpoint.vocabulary import VocabularyRows
 from megacore.errors import CheckpointError
 
 _MAX_FAULTS_SHOWN = 100
+_MAX_NAMES_SHOWN = 5
 
 
 @dataclass
@@ -39,7 +40,11 @@ class Fit:
         name, wanted = part.layout.name, part.layout.full_shape
         stored = found.get(name)
         if stored is None:
-            self._say(self.strictness.missing, f"{name}: missing in the checkpoint")
+            text = f"{name}: missing in the checkpoint"
+            if self.strictness.missing == "raise":
+                self._add(self.faults, text)
+            elif self.strictness.missing == "log":
+                self._add(self.notes, text)
             return None
         incomplete = stored.fault()
         if incomplete is not None:
@@ -63,10 +68,16 @@ class Fit:
         self, found: Mapping[str, StoredTensor], expected: Collection[str], ignore: tuple[str, ...]
     ) -> None:
         """Looks at what nobody asked for."""
-        for name in found:
-            if name not in expected and not (ignore and name.startswith(ignore)):
-                text = f"{name}: in the checkpoint, but not in this run"
-                self._say(self.strictness.unexpected, text)
+        left = [
+            name
+            for name in found
+            if name not in expected and not (ignore and name.startswith(ignore))
+        ]
+        if self.strictness.unexpected == "raise":
+            self.faults += [f"{name}: in the checkpoint, but not in this run" for name in left]
+        elif self.strictness.unexpected == "log" and left:
+            some = ", ".join(left[:_MAX_NAMES_SHOWN]) + (" ..." if left[_MAX_NAMES_SHOWN:] else "")
+            self.notes.append(f"{len(left)} tensors of the checkpoint are not used: {some}")
 
     def check(self, what: str) -> None:
         """Ends here when something is wrong.
@@ -84,12 +95,6 @@ class Fit:
             + "\n".join(f"  {fault}" for fault in shown)
             + (f"\n  ... and {rest} more" if rest else "")
         )
-
-    def _say(self, how: str, text: str) -> None:
-        if how == "raise":
-            self._add(self.faults, text)
-        elif how == "log":
-            self._add(self.notes, text)
 
     def _add(self, lines: list[str], text: str) -> None:
         # A sharded optimizer asks for a tensor in several ranges.

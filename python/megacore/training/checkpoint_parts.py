@@ -17,6 +17,7 @@ from torch import Tensor
 
 from megacore.checkpoint import Checkpoint, VocabularyRows, gather_rng, restore_rng
 from megacore.checkpoint.pieces import Part
+from megacore.checkpoint.strictness import Strictness
 from megacore.errors import CheckpointError
 from megacore.layers.lora import is_adapter_name
 from megacore.parallel.groups import Group, ParallelGroups
@@ -57,8 +58,14 @@ class GroupWriters:
         return [json.loads(text) for text in texts]
 
 
-def model_parts(learner: Learner, groups: ParallelGroups) -> list[Part]:
-    """The parameters that this process writes; of an adapted model the adapters."""
+def model_parts(learner: Learner, groups: ParallelGroups, *, spread: bool = True) -> list[Part]:
+    """The parameters that this process writes; of an adapted model the adapters.
+
+    Args:
+        learner: Has them.
+        groups: The processes of the run.
+        spread: Of what several processes have each writes a share; otherwise the first one all.
+    """
     learner.optimizer.finish_params()
     layouts, base_is_kept = learner.model.layouts, learner.model.is_adapted
     named = [
@@ -66,16 +73,17 @@ def model_parts(learner: Learner, groups: ParallelGroups) -> list[Part]:
         for name, parameter in learner.model.named_parameters()
         if _is_writer(layouts[name], groups) and (not base_is_kept or is_adapter_name(name))
     ]
-    mine = dealt([parameter.numel() for _, parameter in named], groups.dp_cp)
+    mine = dealt([parameter.numel() for _, parameter in named], groups.dp_cp, spread=spread)
     return [
         Part(layout, parameter) for (layout, parameter), own in zip(named, mine, strict=True) if own
     ]
 
 
-def optimizer_parts(learner: Learner, groups: ParallelGroups) -> list[Part]:
-    """The ranges of the optimizer state that this process writes."""
+def optimizer_parts(learner: Learner, groups: ParallelGroups, *, spread: bool = True) -> list[Part]:
+    """The ranges of the optimizer state that this process writes; arguments as `model_parts`."""
     pieces = [p for p in learner.optimizer.state_pieces() if _is_writer(p.layout, groups)]
-    mine = dealt([piece.data.numel() for piece in pieces], learner.optimizer.replicas)
+    sizes = [piece.data.numel() for piece in pieces]
+    mine = dealt(sizes, learner.optimizer.replicas, spread=spread)
     return [Part(p.layout, p.data, p.start) for p, own in zip(pieces, mine, strict=True) if own]
 
 
@@ -84,17 +92,18 @@ def _is_writer(layout: ParamLayout, groups: ParallelGroups) -> bool:
     return not layout.is_copy and (layout.is_sharded or groups.tp.is_first)
 
 
-def dealt(sizes: Sequence[int], group: Group) -> list[bool]:
+def dealt(sizes: Sequence[int], group: Group, *, spread: bool = True) -> list[bool]:
     """Deals things that all members of a group have out among them, about equally by size.
 
     Args:
         sizes: Size of each thing, the same everywhere.
         group: Who takes part.
+        spread: Deal; otherwise the first member gets everything.
 
     Returns:
         For each thing whether it is this process's.
     """
-    loads = [(0, member) for member in range(group.size)]
+    loads = [(0, member) for member in range(group.size if spread else 1)]
     mine = []
     for size in sizes:
         load, member = loads[0]
@@ -110,6 +119,7 @@ def load_model(
     *,
     cast: bool,
     vocabulary: VocabularyRows | None,
+    strictness: Strictness,
     adapters: bool = False,
 ) -> list[str]:
     """Fills the adapters of this process, or all its other parameters; notes for the log."""
@@ -127,6 +137,7 @@ def load_model(
         cast=cast,
         vocabulary=vocabulary,
         others=_known({layouts[name].name for name in targets}, writers),
+        strictness=strictness,
     )
 
 
@@ -136,6 +147,7 @@ def load_optimizer(
     writers: GroupWriters,
     *,
     vocabulary: VocabularyRows | None,
+    strictness: Strictness,
 ) -> list[str]:
     """Fills the optimizer state of this process, after its parameters; notes for the log.
 
@@ -149,6 +161,7 @@ def load_optimizer(
         [Part(piece.layout, piece.data, piece.start) for piece in pieces],
         vocabulary=vocabulary,
         others=_known({piece.layout.name for piece in pieces}, writers),
+        strictness=strictness,
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from megacore.checkpoint import Checkpoint, ResumePlan, VocabularyRows
 from megacore.checkpoint.adapters import holds_adapters
 from megacore.checkpoint.config import CheckpointConfig
+from megacore.checkpoint.strictness import STRICTNESS
 from megacore.checkpoint.writers import together
 from megacore.config.fields import flag_fields
 from megacore.config.report import format_resume_table
@@ -159,7 +160,8 @@ class Checkpoints:
         iteration, where = state.iteration, self._saver.path(is_persistent=is_persistent)
         self._screen.line(f"saving checkpoint at iteration {iteration:7d} to {where}")
         learner, groups = self._learner, self._groups
-        parts = {MODEL: model_parts(learner, groups)}
+        spread = self._config.ckpt_fully_parallel_save
+        parts = {MODEL: model_parts(learner, groups, spread=spread)}
         tensors = {}
         values: dict[str, Any] = {
             "args": self._arguments,
@@ -168,7 +170,7 @@ class Checkpoints:
             "environment": environment(self._device),
         }
         if not self._config.no_save_optim:
-            parts[OPTIMIZER] = optimizer_parts(learner, groups)
+            parts[OPTIMIZER] = optimizer_parts(learner, groups, spread=spread)
             values[OPTIMIZER] = learner.optimizer.state_values()
         if not self._config.no_save_rng:
             tensors[RNG], own = gather_rng_of(groups, self._stream)
@@ -250,7 +252,8 @@ class Resume:
         self._screen.line(f" loading checkpoint from {plan.source}")
         source = plan.source
         self._checkpoint = self._together(lambda: Checkpoint(source))
-        self._arguments = _mapping(self._checkpoint, "args")
+        self._strictness = STRICTNESS[run.checkpoint.dist_ckpt_strictness]
+        self._arguments = self._stored_arguments()
         self._of_adapters = holds_adapters(self._arguments)
         if self._of_adapters and not run.lora.is_on:
             raise CheckpointError(
@@ -264,6 +267,18 @@ class Resume:
         results: list[Result] = []
         together(self._writers, lambda: results.append(work()))
         return results[0]
+
+    def _stored_arguments(self) -> dict[str, Any]:
+        """The settings of the run that wrote the checkpoint; other programs may not say them."""
+        checkpoint = self._checkpoint
+        if not checkpoint.is_own:
+            self._screen.line(
+                "  note: not written by megacore: its files were verified with what checksums they "
+                "have"
+            )
+            if "args" not in checkpoint.values:
+                return {}
+        return _mapping(checkpoint, "args")
 
     def _check_architecture(self) -> None:
         mine = self._run.values()
@@ -297,6 +312,7 @@ class Resume:
                 self._writers,
                 cast=cast,
                 vocabulary=vocabulary,
+                strictness=self._strictness,
                 adapters=self._of_adapters,
             )
         )
@@ -331,7 +347,13 @@ class Resume:
                 "pass --no-load-optim to start with a fresh one"
             )
         notes = self._together(
-            lambda: load_optimizer(checkpoint, learner, self._writers, vocabulary=vocabulary)
+            lambda: load_optimizer(
+                checkpoint,
+                learner,
+                self._writers,
+                vocabulary=vocabulary,
+                strictness=self._strictness,
+            )
         )
         learner.optimizer.load_values(_mapping(checkpoint, OPTIMIZER))
         return notes
@@ -340,7 +362,8 @@ class Resume:
         """Rows that may differ: padding, when the vocabulary is the one of the checkpoint."""
         stored = self._arguments.get("true_vocab_size")
         if stored is None:
-            return None
+            # Other programs do not say it: what is taken for padding is what this run does not use.
+            return None if self._checkpoint.is_own else VocabularyRows(size=vocab_size)
         if stored != vocab_size:
             raise CheckpointError(
                 f"{self._checkpoint.path}: its vocabulary has {stored} entries, the tokenizer of "
@@ -392,6 +415,12 @@ class Resume:
         if not self._plan.load_rng:
             return
         checkpoint = self._checkpoint
+        if RNG not in checkpoint.groups and not checkpoint.is_own:
+            self._screen.line(
+                "note: the random states of the checkpoint are those of another program: dropout "
+                "goes on from fresh ones"
+            )
+            return
         if RNG not in checkpoint.groups:
             raise CheckpointError(
                 f"{checkpoint.path}: holds no random state (saved with --no-save-rng); "
