@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import torch
@@ -35,8 +36,18 @@ class Spool:
         return len(self._starts) - 1
 
     def open(self) -> None:
-        """Makes the file; nothing can be added any more."""
+        """Makes the file; nothing can be added any more.
+
+        Raises:
+            OSError: It cannot be made, or there is no space for it.
+        """
         size = max(self._size, _ALIGNMENT)
+        # All of its space is taken now: a write to a mapping without any would end the process.
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        finally:
+            os.close(descriptor)
         self._memory = torch.from_file(str(self._path), shared=True, size=size, dtype=torch.uint8)
 
     def view(self, number: int) -> Tensor:
