@@ -184,6 +184,7 @@ std::uint32_t crc32_in_threads(const void* data,
     MEGACORE_CHECK(num_threads > 0, "expected at least one thread, found ", num_threads);
     const auto* bytes = static_cast<const unsigned char*>(data);
     const auto total = static_cast<std::int64_t>(size);
+    if (num_threads == 1 || total <= kMinShareBytes) return crc32(data, size, seed);
     const std::int64_t share = std::max(ceil_div(total, num_threads), kMinShareBytes);
     std::vector<std::thread> others;
     std::vector<std::uint32_t> parts(static_cast<std::size_t>(ceil_div(total, share)));
@@ -195,7 +196,7 @@ std::uint32_t crc32_in_threads(const void* data,
         parts[i] = crc32(bytes + static_cast<std::int64_t>(i) * share, share_size(i));
     };
     for (std::size_t i = 1; i < parts.size(); ++i) others.emplace_back(work, i);
-    if (!parts.empty()) work(0);
+    work(0);
     for (std::thread& other : others) other.join();
     for (std::size_t i = 0; i < parts.size(); ++i) {
         seed = crc32_combine(seed, parts[i], share_size(i));

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.serialization import config as serialization_config
 from torch_file_cases import CASES, assert_same, plain
 
 from megacore.checkpoint.torch_files import (
@@ -133,7 +134,7 @@ def test_torch_computes_the_places_of_our_storages(tmp_path: Path) -> None:
         "text": "x" * 70,
     }
     write_torch_file(path, value)
-    with torch.utils.serialization.config.patch("load.calculate_storage_offsets", True):
+    with serialization_config.patch("load.calculate_storage_offsets", True):
         assert_same(torch.load(path, mmap=True), value)
 
 
@@ -146,7 +147,7 @@ def test_files_of_more_than_4_gib(tmp_path: Path) -> None:
     stream = write_torch_file(path, value)
     assert path.stat().st_size == stream.num_bytes
     for offsets in (False, True):
-        with torch.utils.serialization.config.patch("load.calculate_storage_offsets", offsets):
+        with serialization_config.patch("load.calculate_storage_offsets", offsets):
             large, small = torch.load(path, mmap=True)
         assert large.shape == (size,)
         assert large[-1] == 7
@@ -163,3 +164,4 @@ def test_files_of_more_than_4_gib(tmp_path: Path) -> None:
     large, small = read_torch_file(tmp_path / "theirs.pt", verify=True)
     assert large[-1] == 7
     assert torch.equal(small, torch.arange(5))
+    (tmp_path / "theirs.pt").unlink()

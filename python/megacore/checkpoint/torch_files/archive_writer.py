@@ -107,8 +107,12 @@ class TorchFileStream:
         yield _directory(self._places, self.checksums, self._directory_start)
 
     def start(self, record: str) -> int:
-        """Where the data of a record begins."""
-        return next(place.start for place in self._places if place.name == record)
+        """Where the data of a record begins, from the start of the file.
+
+        Raises:
+            KeyError: There is no such record.
+        """
+        return {place.name: place.start for place in self._places}[record]
 
     def _identifier(self) -> bytes:
         """Tells versions of a file apart: checksums of its names and of its contents."""
@@ -154,7 +158,7 @@ def _places(records: list[tuple[str, Data]]) -> list[_Place]:
     for name, data in records:
         header = places[-1].end if places else 0
         place = _Place(name, _size(data), header, 0)
-        fixed = header + 30 + len(_full_name(name)) + len(_wide_fields(place, local=True)) + 4
+        fixed = header + 30 + len(_full_name(name)) + len(_wide_fields(place)) + 4
         places.append(_Place(name, place.size, header, -(-fixed // ALIGNMENT) * ALIGNMENT))
     return places
 
@@ -163,7 +167,7 @@ def _full_name(name: str) -> bytes:
     return f"{_FOLDER}/{name}".encode()
 
 
-def _wide_fields(place: _Place, *, local: bool) -> bytes:
+def _wide_fields(place: _Place) -> bytes:
     """The zip64 field with what 32 bits do not hold."""
     values = [place.size, place.size] if place.size >= _MAX32 else []
     if place.header >= _MAX32:
@@ -175,7 +179,7 @@ def _wide_fields(place: _Place, *, local: bool) -> bytes:
 
 def _header(place: _Place, at: int) -> bytes:
     """What stands before the data of a record; the bytes up to the aligned start are filled."""
-    name, wide = _full_name(place.name), _wide_fields(place, local=True)
+    name, wide = _full_name(place.name), _wide_fields(place)
     padding = place.start - at - 30 - len(name) - len(wide) - 4
     extra = wide + struct.pack("<2sH", b"FB", padding) + b"Z" * padding
     fixed = struct.pack(
@@ -188,7 +192,7 @@ def _directory(places: list[_Place], checksums: dict[str, int], start: int) -> b
     """The list of records at the end of the file."""
     parts = []
     for place in places:
-        name, wide = _full_name(place.name), _wide_fields(place, local=False)
+        name, wide = _full_name(place.name), _wide_fields(place)
         size, header = min(place.size, _MAX32), min(place.header, _MAX32)
         fixed = struct.pack(
             "<4s6H3I5H2I", b"PK\x01\x02", 0, 0, _FLAGS, 0, 0, 0, checksums.get(place.name, 0),

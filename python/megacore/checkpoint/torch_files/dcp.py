@@ -115,7 +115,7 @@ def read_dcp_metadata(directory: Path, *, limits: Limits = METADATA_LIMITS) -> D
 
 
 def read_item(directory: Path, span: StorageSpan, *, verify: bool = False) -> Any:
-    """A chunk or object; a chunk lies in a memory map of its file.
+    """A chunk or object; a chunk lies in a memory map of its own part of the file.
 
     Args:
         directory: Of the checkpoint.

@@ -20,8 +20,8 @@ _RECORD_NAMES = frozenset(
     {
         "argparse.Namespace", "types.SimpleNamespace", "pathlib.PosixPath", "pathlib.WindowsPath",
         "pathlib.PurePosixPath", "pathlib.PureWindowsPath", "pathlib._local.PosixPath",
-        "pathlib._local.WindowsPath", "datetime.datetime", "datetime.timedelta", "builtins.range",
-        "builtins.slice", "functools.partial",
+        "pathlib._local.WindowsPath", "datetime.date", "datetime.datetime", "datetime.timedelta",
+        "builtins.range", "builtins.slice", "functools.partial", "signal.Signals", "uuid.UUID",
     }
 )  # fmt: skip
 

@@ -17,7 +17,7 @@ from megacore.checkpoint.torch_files.storages import MappedFile, Storage, Stored
 from megacore.errors import CheckpointError, UnsafeFileError
 
 # A file, or the bytes of one inside of another: path, offset, length.
-Source = str | Path | tuple[Path, int, int]
+Source = str | Path | tuple[str | Path, int, int]
 
 _SMALL_RECORD = 1 << 10
 
@@ -41,7 +41,8 @@ def read_torch_file(
         UnsafeFileError: It holds something that is not allowed.
         CheckpointError: It cannot be read, is damaged, or is no such file.
     """
-    path, *span = source if isinstance(source, tuple) else (Path(source),)
+    path, *span = source if isinstance(source, tuple) else (source,)
+    path = Path(path)
     label = str(path) + (f" (bytes {span[0]} to {span[0] + span[1]})" if span else "")
     file = MappedFile(path, *span)
     if file.read(0, 4) != LOCAL_SIGNATURE:

@@ -38,6 +38,8 @@ MAX_REPEATED_ELEMENTS = 1 << 20
 class MappedFile:
     """Part of a file in a private memory map: what is written to it never reaches the file.
 
+    The file may be removed or replaced while it is mapped, but not shortened.
+
     Args:
         path: The file.
         offset: First byte of the part.
