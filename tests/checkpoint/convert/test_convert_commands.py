@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from gguf_writer import F32, FLOAT32, STRING, UINT32, encode, gguf
+from gguf_writer import ARRAY, F32, FLOAT32, STRING, UINT32, encode, gguf
 from llama_peers import random_llama, renamed
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -139,6 +139,46 @@ def test_gguf_to_hugging_face(tmp_path, capsys) -> None:
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert "holds no tokenizer" in capsys.readouterr().err
+
+
+def test_a_gguf_file_brings_its_tokenizer_along(llama, tmp_path, capsys) -> None:
+    model = json.loads((llama / "tokenizer.json").read_text())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].get)
+    peer = random_llama(vocab_size=len(tokens))
+    metadata = [
+        ("general.architecture", STRING, "llama"),
+        ("llama.block_count", UINT32, 2),
+        ("llama.context_length", UINT32, 64),
+        ("llama.embedding_length", UINT32, 64),
+        ("llama.feed_forward_length", UINT32, 96),
+        ("llama.attention.head_count", UINT32, 8),
+        ("llama.attention.head_count_kv", UINT32, 2),
+        ("tokenizer.ggml.model", STRING, "gpt2"),
+        ("tokenizer.ggml.pre", STRING, "gpt-2"),
+        ("tokenizer.ggml.tokens", (ARRAY, STRING), tokens),
+        ("tokenizer.ggml.merges", (ARRAY, STRING), [" ".join(pair) for pair in model["merges"]]),
+        ("tokenizer.ggml.eos_token_id", UINT32, tokens.index("<s>")),
+    ]
+    tensors = [
+        (name, tuple(value.shape), F32, encode(value.numpy(), F32))
+        for name, value in renamed(peer, 0).items()
+    ]
+    file, made = tmp_path / "m.gguf", tmp_path / "made"
+    file.write_bytes(gguf(metadata, tensors))
+    words = f"{file} {made} --target-pipeline-parallel-size 2 --verify --verify-prompt small"
+    assert run(main, words.split()) == 0
+    found = []
+    for load in (file, made):
+        capsys.readouterr()
+        words = f"generate --load {load} --prompt small --greedy --jsonl --tokens-to-generate 9"
+        assert run(dispatch, words.split()) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0] == found[1]
+    ids = torch.tensor([Tokenizer.from_file(str(llama / "tokenizer.json")).encode("small").ids])
+    with torch.no_grad():
+        expected = peer(ids).logits[0, -1].argmax().item()
+    assert found[0]["prompt_tokens"] == ids[0].tolist()
+    assert found[0]["tokens"][0] == expected
 
 
 def test_a_target_that_computes_something_else_is_not_published(
