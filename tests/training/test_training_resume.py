@@ -154,7 +154,7 @@ def test_weights_alone_start_a_new_run(tmp_path: Path) -> None:
     before, after = stored(old).tensors("model"), stored(new).tensors("model")
     for name, tensor in before.items():
         assert tensor.to(torch.bfloat16).equal(after[name]), name
-    assert "converted to BF16" in printed
+    assert "converted to bfloat16" in printed
 
 
 def test_without_optimizer_or_random_state(tmp_path: Path) -> None:
