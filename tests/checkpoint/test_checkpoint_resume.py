@@ -128,9 +128,6 @@ def test_pretrained_weights_are_used_when_there_is_nothing_to_resume(
 @pytest.mark.parametrize(
     ("files", "kind"),
     [
-        (("mp_rank_00/model_optim_rng.pt",), "Megatron torch"),
-        (("mp_rank_00_001/model_optim_rng.pt",), "Megatron torch"),
-        (("mp_rank_00/distrib_optim.pt",), "Megatron torch"),
         (("model.weight/.zarray", "common.pt", "metadata.json"), "Megatron zarr"),
     ],
 )
@@ -148,6 +145,17 @@ def test_megatron_checkpoints_are_recognised_and_refused(
     elif name == "release":
         return  # without a tracker nothing points at it
     with pytest.raises(CheckpointError, match=f"this is a {kind} checkpoint: not supported yet"):
+        plan_of(tmp_path)
+
+
+def test_files_of_ranks_are_recognised(tmp_path: Path) -> None:
+    for name, file in {"iter_0000300": "model_optim_rng.pt", "release": "distrib_optim.pt"}.items():
+        (tmp_path / name / "mp_rank_00_001").mkdir(parents=True)
+        (tmp_path / name / "mp_rank_00_001" / file).touch()
+    plan = plan_of(tmp_path)
+    assert (plan.source, plan.iteration) == (tmp_path / "iter_0000300", 300)
+    (tmp_path / TRACKER).write_text("release")
+    with pytest.raises(CheckpointError, match=r"not a complete checkpoint: no mp_rank_\* has"):
         plan_of(tmp_path)
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from megacore.checkpoint.layout import find_checkpoint
-    from megacore.checkpoint.load import Checkpoint, load_checkpoint
+    from megacore.checkpoint.load import Checkpoint
+    from megacore.checkpoint.open import load_checkpoint, open_checkpoint
     from megacore.checkpoint.resume import ResumePlan, decide
     from megacore.checkpoint.rng import gather_rng, restore_rng
     from megacore.checkpoint.save import SaveDirectory, save_checkpoint
@@ -26,6 +27,7 @@ __all__ = [
     "find_checkpoint",
     "gather_rng",
     "load_checkpoint",
+    "open_checkpoint",
     "restore_rng",
     "save_checkpoint",
 ]
@@ -38,7 +40,8 @@ _HOME = {
     "decide": "megacore.checkpoint.resume",
     "find_checkpoint": "megacore.checkpoint.layout",
     "gather_rng": "megacore.checkpoint.rng",
-    "load_checkpoint": "megacore.checkpoint.load",
+    "load_checkpoint": "megacore.checkpoint.open",
+    "open_checkpoint": "megacore.checkpoint.open",
     "restore_rng": "megacore.checkpoint.rng",
     "save_checkpoint": "megacore.checkpoint.save",
 }

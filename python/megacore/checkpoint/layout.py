@@ -13,6 +13,8 @@ METADATA = "metadata.json"
 DCP_METADATA = ".metadata"
 COMMON = "common.pt"
 CHECKSUMS = "checksums.json"
+RANK_FILE = "model_optim_rng.pt"
+RANKS_OF_MEGATRON = "Megatron torch"
 TORCH_DIST = "Megatron torch_dist"
 FORMAT_KEY = "megacore_checkpoint"
 
@@ -48,12 +50,18 @@ def is_complete(path: Path) -> bool:
     return (path / CHECKSUMS).is_file()
 
 
-def is_readable(path: Path) -> bool:
-    """Whether a directory holds a complete `torch_dist` checkpoint, written by any program.
+def has_rank_files(path: Path) -> bool:
+    """Whether a directory holds files of the ranks of a model: the format `torch`."""
+    return any(path.glob(f"mp_rank_*/{RANK_FILE}"))
 
-    Megacore writes the checksums last, Megatron-Core metadata.json, PyTorch .metadata.
+
+def is_readable(path: Path) -> bool:
+    """Whether a directory holds a complete checkpoint, written by any program.
+
+    Megacore writes the checksums last, Megatron-Core metadata.json, PyTorch .metadata. Whether the
+    files of all ranks are there is seen when they are opened.
     """
-    if is_complete(path):
+    if is_complete(path) or has_rank_files(path):
         return True
     if not (path / DCP_METADATA).is_file():
         return False
@@ -63,7 +71,7 @@ def is_readable(path: Path) -> bool:
 def foreign_format(path: Path) -> str | None:
     """Name of the other system's format that a directory is written in, None if unknown."""
     if any(path.glob("mp_rank_*/*.pt")) or any(path.glob("mp_rank_*/*/*.pt")):
-        return "Megatron torch"
+        return RANKS_OF_MEGATRON
     if (path / DCP_METADATA).exists() or any(path.glob("*.distcp")):
         return TORCH_DIST
     if any(path.glob("*/.zarray")):
@@ -182,6 +190,8 @@ def _readable(directory: Path, name: str, *, wanted_by: str) -> Path:
             f"{path}: not found, but wanted by {wanted_by}; iterations there: {have}"
         )
     foreign = foreign_format(path)
+    if foreign == RANKS_OF_MEGATRON:
+        raise CheckpointError(f"{path}: not a complete checkpoint: no mp_rank_* has {RANK_FILE}")
     if foreign and foreign != TORCH_DIST:
         raise CheckpointError(f"{path}: this is a {foreign} checkpoint: not supported yet")
     raise CheckpointError(f"{path}: not a complete checkpoint: {CHECKSUMS} is missing")

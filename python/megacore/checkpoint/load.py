@@ -16,7 +16,7 @@ from megacore.checkpoint.fit import Fit
 from megacore.checkpoint.manifest import Manifest, read_manifest
 from megacore.checkpoint.pieces import Part, whole_layout
 from megacore.checkpoint.sharded_keys import GROUPS
-from megacore.checkpoint.spans import Copy, SpanReader, copies
+from megacore.checkpoint.spans import Copy, Reader, SpanReader, copies
 from megacore.checkpoint.stored import StoredTensor, stored_tensors
 from megacore.checkpoint.strictness import STRICT, Strictness
 from megacore.checkpoint.torch_files import read_torch_file
@@ -44,20 +44,20 @@ class Checkpoint:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        manifest = _manifest(path)
+        manifest = stored_manifest(path)
         self.is_own = manifest is not None
         if manifest is not None:
             # All sizes first: a copy that was cut short is found before anything is loaded.
             manifest.check_sizes(path)
             for name in (layout.COMMON, layout.DCP_METADATA, layout.METADATA):
                 manifest.read_verified(path, name)
-        common = _read_common(path, manifest)
-        self.iteration = _iteration(path, manifest, common)
+        common = read_common(path, manifest)
+        self.iteration = iteration_in(path, manifest, common)
         self.values: dict[str, Any] = {}
         if common:
             self.values = values_of(common, self.iteration, path / layout.COMMON)
         self._tensors = stored_tensors(read_dcp_metadata(path))
-        self._reader = SpanReader(path, manifest)
+        self._reader: Reader = SpanReader(path, manifest)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -189,7 +189,7 @@ class Checkpoint:
         return fit.notes
 
 
-def _manifest(path: Path) -> Manifest | None:
+def stored_manifest(path: Path) -> Manifest | None:
     """The checksums of a checkpoint, None for one that another program wrote."""
     if (path / layout.CHECKSUMS).exists():
         return read_manifest(path)
@@ -198,7 +198,7 @@ def _manifest(path: Path) -> Manifest | None:
     return None
 
 
-def _read_common(path: Path, manifest: Manifest | None) -> Mapping[str, Any]:
+def read_common(path: Path, manifest: Manifest | None) -> Mapping[str, Any]:
     """The content of common.pt; empty where there is none, which PyTorch alone does not write."""
     file = path / layout.COMMON
     if manifest is None and not file.exists():
@@ -211,7 +211,8 @@ def _read_common(path: Path, manifest: Manifest | None) -> Mapping[str, Any]:
     return common
 
 
-def _iteration(path: Path, manifest: Manifest | None, common: Mapping[str, Any]) -> int:
+def iteration_in(path: Path, manifest: Manifest | None, common: Mapping[str, Any]) -> int:
+    """Iterations completed when a checkpoint was saved, from what is known about it."""
     if manifest is not None:
         return manifest.iteration
     stored = common.get("iteration")
@@ -235,29 +236,3 @@ def _wanted(part: Part) -> Iterator[tuple[Region, Tensor]]:
     for box in part.layout.boxes():
         view = Region(box.local_offset, box.shape).of(data, origin)
         yield Region(box.full_offset, box.shape), view
-
-
-def stored_iteration(path: Path) -> int:
-    """Iterations completed when a checkpoint was saved, from its smallest files.
-
-    Raises:
-        CheckpointError: They are missing or damaged.
-    """
-    manifest = _manifest(path)
-    return _iteration(path, manifest, {} if manifest else _read_common(path, None))
-
-
-def load_checkpoint(directory: str | Path, *, step: int | None = None) -> Checkpoint:
-    """Opens the checkpoint that a directory's tracker points at.
-
-    Args:
-        directory: What `--load` names.
-        step: Iteration to read instead.
-
-    Raises:
-        CheckpointError: There is none, or it cannot be read.
-    """
-    path = layout.find_checkpoint(directory, step=step)
-    if path is None:
-        raise CheckpointError(f"{directory}: no checkpoint found there")
-    return Checkpoint(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megacore.checkpoint import layout
 from megacore.checkpoint.config import CheckpointConfig
-from megacore.checkpoint.load import stored_iteration
+from megacore.checkpoint.open import stored_iteration
 from megacore.errors import CheckpointError
 
 

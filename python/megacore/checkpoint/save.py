@@ -18,6 +18,7 @@ from megacore.checkpoint.claim import Claim
 from megacore.checkpoint.container import finish, stacks_of, structure, write_chunks
 from megacore.checkpoint.content import Content, collect
 from megacore.checkpoint.durable import free_bytes, replace_file, sync_directory
+from megacore.checkpoint.megatron.saving import FileStreams, finish_files
 from megacore.checkpoint.pieces import Part
 from megacore.checkpoint.writers import Alone, Writers, together
 from megacore.errors import CheckpointError
@@ -152,11 +153,71 @@ class SaveDirectory:
         Raises:
             CheckpointError: As `save`.
         """
-        writers, iteration = self._writers, content.iteration
-        final = self.path / layout.iteration_name(iteration)
-        about = writers.exchange([_needed(content), structure(content)])
-        needed = sum(num_bytes for num_bytes, _ in about)
+        rank = self._writers.rank
+        about = self._writers.exchange([_needed(content), structure(content)])
         stacks = stacks_of(rows for _, rows in about)
+        return self._put(
+            content.iteration,
+            needed=sum(num_bytes for num_bytes, _ in about),
+            write=lambda scratch: write_chunks(scratch, content, stacks, rank),
+            finish=lambda scratch, files: finish(scratch, content, files),
+            overwrite_newer=overwrite_newer,
+            retain_last=retain_last,
+        )
+
+    def write_files(
+        self,
+        iteration: int,
+        files: Mapping[str, Any],
+        *,
+        overwrite_newer: bool = False,
+        retain_last: int | None = None,
+    ) -> Path:
+        """Writes one checkpoint in the format `torch`.
+
+        Args:
+            iteration: Completed iterations.
+            files: Of this process: name inside the checkpoint -> what the file holds.
+            overwrite_newer: As in `save`.
+            retain_last: As in `save`.
+
+        Returns:
+            As `save`.
+
+        Raises:
+            CheckpointError: As `save`.
+        """
+        streams = FileStreams(files)
+        return self._put(
+            iteration,
+            needed=sum(self._writers.exchange(streams.num_bytes)),
+            write=streams.write,
+            finish=lambda scratch, records: finish_files(scratch, iteration, records),
+            overwrite_newer=overwrite_newer,
+            retain_last=retain_last,
+        )
+
+    def _put(
+        self,
+        iteration: int,
+        *,
+        needed: int,
+        write: Callable[[Path], Any],
+        finish: Callable[[Path, list[Any]], None],
+        overwrite_newer: bool,
+        retain_last: int | None,
+    ) -> Path:
+        """Lets all writers write into a scratch directory, and publishes it.
+
+        Args:
+            iteration: Completed iterations.
+            needed: Bytes that all of them will write.
+            write: Writes the files of this process; returns what `finish` is told.
+            finish: On the first writer: completes the directory, with what all of them returned.
+            overwrite_newer: As in `save`.
+            retain_last: As in `save`.
+        """
+        writers, final = self._writers, self.path / layout.iteration_name(iteration)
         scratch = final.with_name(f"{layout.WRITING}{final.name}-{secrets.token_hex(4)}")
 
         def prepare() -> str | None:
@@ -170,18 +231,15 @@ class SaveDirectory:
             os.mkdir(scratch)
             return scratch.name
 
-        def write() -> dict[str, Any]:
-            return write_chunks(scratch, content, stacks, writers.rank)
-
         def publish() -> None:
             if self._leads:
-                finish(scratch, content, files)
+                finish(scratch, files)
                 _publish(scratch, final)
                 replace_file(self.path / layout.TRACKER, str(iteration).encode())
 
         try:
             scratch = self.path / together(writers, _reported(prepare, final))[0]
-            files = together(writers, _reported(write, final))
+            files = together(writers, _reported(lambda: write(scratch), final))
             together(writers, _reported(publish, final))
         except BaseException:
             if self._leads:

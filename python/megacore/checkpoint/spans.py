@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -75,6 +76,17 @@ def copies(
                 yield Copy(stored, chunk, chunk.region, target)
             elif common is not None and common.numel:
                 yield Copy(stored, chunk, common, common.of(target, region.offsets))
+
+
+class Reader(Protocol):
+    """Copies rectangles of the tensors of one checkpoint."""
+
+    def run(self, work: Iterable[Copy]) -> None:
+        """Does all the copying.
+
+        Raises:
+            CheckpointError: A chunk is damaged; its target may hold anything.
+        """
 
 
 class SpanReader:

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from megacore.checkpoint import layout
 from megacore.checkpoint.convert import registry, tokenizer_files
 from megacore.checkpoint.convert.engine import check_source
 from megacore.checkpoint.convert.model_stream import ModelDescription, Source, SourceOptions
 from megacore.checkpoint.convert.tokenizer_files import PATH_FIELDS, TokenizerFiles
-from megacore.checkpoint.megatron.find import find_torch_checkpoint
 from megacore.data.config import TokenizerConfig
 from megacore.data.tokenizers import Tokenizer, build_tokenizer
 from megacore.errors import CheckpointError
@@ -37,7 +37,8 @@ def foreign_source(path: Path, *, step: int | None) -> Source | None:
                     f"{path}: this format has no iterations; leave out --ckpt-step"
                 )
             return registry.open_source(path, options, name=name)
-    if path.is_dir() and find_torch_checkpoint(path, step=step) is not None:
+    found = layout.find_checkpoint(path, step=step) if path.is_dir() else None
+    if found is not None and layout.has_rank_files(found):
         return registry.open_source(path, options, name="core")
     return None
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from megacore.checkpoint import Checkpoint, load_checkpoint
+from megacore.checkpoint import Checkpoint, load_checkpoint, open_checkpoint
 from megacore.checkpoint.adapters import find_base, holds_adapters
 from megacore.checkpoint.convert.tokenizer_files import PATH_FIELDS, resolve
 from megacore.data.config import TokenizerConfig
@@ -86,7 +86,7 @@ def load_model(
 def _load_adapted(model: GPTModel, checkpoint: Checkpoint, arguments: Mapping[str, Any]) -> None:
     """Gives a model the adapters of a checkpoint, and the weights of their base."""
     add_adapters(model, _config(LoraConfig, arguments, checkpoint.path))
-    base = Checkpoint(find_base(arguments, checkpoint.path))
+    base = open_checkpoint(find_base(arguments, checkpoint.path))
     parameters = dict(model.named_parameters())
     for source, adapters in ((base, False), (checkpoint, True)):
         wanted = {n: p for n, p in parameters.items() if is_adapter_name(n) == adapters}

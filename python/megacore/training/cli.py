@@ -16,12 +16,12 @@ def checkpoint_arguments(run: RunConfig) -> Mapping[str, Any]:
         CheckpointError: There is a checkpoint and it cannot be read.
     """
     # Only a command line that needs a checkpoint pays for loading what reads it.
-    from megacore.checkpoint import Checkpoint, decide
+    from megacore.checkpoint import decide, open_checkpoint
 
     plan = decide(run.checkpoint)
     if plan.source is None:
         return {}
-    arguments = Checkpoint(plan.source).values.get("args")
+    arguments = open_checkpoint(plan.source).values.get("args")
     return arguments if isinstance(arguments, dict) else {}
 
 

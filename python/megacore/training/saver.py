@@ -24,6 +24,7 @@ class SaveRequest:
         parts: As in `SaveDirectory.save`.
         values: As in `SaveDirectory.save`.
         is_persistent: To be kept, and not only the newest of its kind.
+        files: As in `SaveDirectory.write_files`, which then writes them instead of all the above.
     """
 
     iteration: int
@@ -31,6 +32,7 @@ class SaveRequest:
     parts: Mapping[str, Sequence[Part]]
     values: Mapping[str, Any]
     is_persistent: bool
+    files: Mapping[str, Any] | None = None
 
 
 class Saver(Protocol):
@@ -101,14 +103,22 @@ class DirectSaver:
         Raises:
             CheckpointError: It could not be written; what was there before is still valid.
         """
-        self._directories[0 if request.is_persistent else 1].save(
-            request.iteration,
-            tensors=request.tensors,
-            parts=request.parts,
-            values=request.values,
-            overwrite_newer=self._config.overwrite_newer_checkpoints,
-            **retained(self._config, is_persistent=request.is_persistent),
-        )
+        directory = self._directories[0 if request.is_persistent else 1]
+        kept = retained(self._config, is_persistent=request.is_persistent)
+        overwrite = self._config.overwrite_newer_checkpoints
+        if request.files is not None:
+            directory.write_files(
+                request.iteration, request.files, overwrite_newer=overwrite, **kept
+            )
+        else:
+            directory.save(
+                request.iteration,
+                tensors=request.tensors,
+                parts=request.parts,
+                values=request.values,
+                overwrite_newer=overwrite,
+                **kept,
+            )
         saved()
 
     def poll(self) -> None:

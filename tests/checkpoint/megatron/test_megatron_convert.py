@@ -198,7 +198,7 @@ def test_releases_and_iterations_are_found(tmp_path: Path) -> None:
     assert open_source(a / "iter_0000003", SourceOptions()).description.iteration == 3
     with pytest.raises(CheckpointError, match="iterations there: 3, 5"):
         open_source(a, SourceOptions(step=4), name="core")
-    with pytest.raises(CheckpointError, match="this is another"):
+    with pytest.raises(CheckpointError, match="no checkpoint found"):
         open_source(a / "iter_0000003", SourceOptions(step=4), name="core")
 
 

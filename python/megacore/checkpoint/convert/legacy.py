@@ -4,28 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megacore.checkpoint.convert.model_stream import SourceOptions, TargetOptions
-from megacore.checkpoint.megatron.find import find_torch_checkpoint
-from megacore.checkpoint.megatron.source import MegatronSource
+from megacore.checkpoint.convert import core
+from megacore.checkpoint.convert.model_stream import Source, SourceOptions, TargetOptions
 from megacore.checkpoint.megatron.target import MegatronTarget
 from megacore.errors import CheckpointError
 
 
-def matches(path: Path) -> bool:
-    """Whether there is a `torch` checkpoint; the kind of its model is seen when it is read."""
-    return path.is_dir() and find_torch_checkpoint(path) is not None
-
-
-def open_source(path: Path, options: SourceOptions) -> MegatronSource:
-    """Opens a checkpoint of a legacy model; one of a core model is read too.
+def open_source(path: Path, options: SourceOptions) -> Source:
+    """Opens a checkpoint; whether its model is a legacy or a core one is seen.
 
     Raises:
         CheckpointError: There is none, or it cannot be read.
     """
-    found = find_torch_checkpoint(path, step=options.step)
-    if found is None:
-        raise CheckpointError(f"{path}: holds no checkpoint in the torch format (mp_rank_*)")
-    return MegatronSource(found, options)
+    return core.open_source(path, options)
 
 
 def make_target(options: TargetOptions) -> MegatronTarget:

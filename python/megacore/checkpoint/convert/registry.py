@@ -34,7 +34,7 @@ SAVERS = {
     "hf": f"{_HERE}.hf",
 }
 # Order of looking: formats that are recognised by one file before those that need a closer look.
-_LOOKED_FOR = ("gguf", "meta", "hf", "core", "legacy")
+_LOOKED_FOR = ("gguf", "meta", "hf", "core")
 
 
 def loader(name: str) -> ModuleType:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from megacore.checkpoint.layout import RANK_FILE
 from megacore.errors import CheckpointError
 
-MODEL_FILE = "model_optim_rng.pt"
+MODEL_FILE = RANK_FILE
 BUFFER_FILE = "distrib_optim.pt"
 
 _DIRECTORY = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
@@ -59,11 +60,6 @@ class RankFiles:
     def buffer_file(self, place: Place) -> Path:
         """The file of the state of a distributed optimizer."""
         return self.directories[place] / BUFFER_FILE
-
-
-def is_torch_checkpoint(path: Path) -> bool:
-    """Whether a directory (iter_... or release) is a checkpoint in this format."""
-    return any(path.glob(f"mp_rank_*/{MODEL_FILE}"))
 
 
 def first_file(path: Path) -> Path:
