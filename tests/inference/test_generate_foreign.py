@@ -74,7 +74,7 @@ def test_straight_from_hugging_face(peer, capsys) -> None:
     assert _tokens(capsys, place) == expected
 
 
-@pytest.mark.parametrize("words", ["--target-tensor-parallel-size 2", "--to legacy"])
+@pytest.mark.parametrize("words", ["", "--target-tensor-parallel-size 2", "--to legacy"])
 def test_converted_it_needs_neither_flags_nor_the_source(peer, capsys, tmp_path, words) -> None:
     place, expected = peer
     source = tmp_path / "source"

@@ -38,7 +38,7 @@ def foreign_source(path: Path, *, step: int | None) -> Source | None:
                 )
             return registry.open_source(path, options, name=name)
     found = layout.find_checkpoint(path, step=step) if path.is_dir() else None
-    if found is not None and layout.has_rank_files(found):
+    if found is not None and (layout.has_rank_files(found) or not layout.is_complete(found)):
         return registry.open_source(path, options, name="core")
     return None
 

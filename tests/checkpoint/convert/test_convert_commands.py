@@ -78,6 +78,14 @@ def test_there_and_back_with_every_step_verified(llama, tmp_path, capsys) -> Non
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back", "core", "report.json"]
 
 
+def test_a_core_target_without_a_layout_is_for_every_layout(llama, tmp_path, capsys) -> None:
+    made, back = tmp_path / "made", tmp_path / "back"
+    assert run(main, [str(llama), str(made), "--verify"]) == 0
+    assert "(megacore, torch_dist): 15 tensors" in capsys.readouterr().out
+    assert run(main, [str(made), str(back)]) == 0
+    assert same_weights(back, llama)
+
+
 def test_the_llama_command_of_the_reference(llama, tmp_path, capsys) -> None:
     words = (
         f"--model-type GPT --loader llama_mistral --load-dir {llama} --model-size llama2-7B "

@@ -85,6 +85,7 @@ def _request(config: ConvertConfig) -> Request:
         config.target_num_virtual_stages,
         config.target_norms,
     )
+    is_cut = saver == "legacy" or any(one is not None for one in layout)
 
     def check(description: ModelDescription, saver: str) -> tuple[str, ...]:
         refuse(config.target_faults(saver))
@@ -101,8 +102,7 @@ def _request(config: ConvertConfig) -> Request:
             pipeline=config.target_pipeline_parallel_size,
             virtual=config.target_num_virtual_stages,
             expert=config.target_expert_parallel_size,
-            ckpt_format=config.target_ckpt_format
-            or ("torch" if any(one is not None for one in layout) else None),
+            ckpt_format=config.target_ckpt_format or ("torch" if is_cut else "torch_dist"),
             fused_norms=None if config.target_norms is None else config.target_norms == "fused",
             max_shard_bytes=int(config.max_shard_size * 1e9),
             family=config.family,
