@@ -53,6 +53,9 @@ VERBS: dict[str, Verb] = {
         "megacore.checkpoint.convert.cli:main",
         "convert a model: Hugging Face, GGUF, Meta Llama, Megatron",
     ),
+    "checkpoint": Verb(
+        "megacore.checkpoint.inspect_cli:main", "verify, show, diff: look at checkpoints"
+    ),
     "schedule": Verb(
         "megacore.planning.schedule_command:main", "make, check, simulate, draw a pipeline schedule"
     ),

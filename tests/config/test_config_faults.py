@@ -40,7 +40,7 @@ TRIGGERS: dict[str, list[tuple[str, str]]] = {
         ("--num-experts 8", ""),
         ("--fp8-format hybrid", ""),
         ("--ckpt-format zarr", ""),
-        ("--async-save", ""),
+        ("--non-persistent-ckpt-type local", ""),
         ("--spec my.module spec", ""),
         ("--no-fp8-wgrad", ""),
     ],

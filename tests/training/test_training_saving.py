@@ -9,6 +9,7 @@ import pytest
 from training_runs import assert_same_bits, losses, stored, train
 
 from megacore.checkpoint.layout import complete_iterations, read_tracker
+from megacore.errors import CheckpointError
 
 
 def saves(printed: str) -> list[tuple[int, str]]:
@@ -59,3 +60,27 @@ def test_a_run_that_is_stopped_at_a_non_persistent_save_is_saved_for_good(tmp_pa
     flags = "--save-interval 100 --non-persistent-save-interval 2 --exit-interval 4"
     printed = train(f"--save {tmp_path} {flags}")
     assert saves(printed)[-2:] == [(4, "non_persistent"), (4, tmp_path.name)]
+
+
+def test_saving_in_the_background_gives_the_same_bits(tmp_path: Path) -> None:
+    direct, halves = tmp_path / "direct", tmp_path / "halves"
+    expected = losses(train(f"--save {direct} --save-interval 1000"))
+    flags = f"--save {halves} --save-interval 1 --non-persistent-save-interval 2 --async-save"
+    first = train(f"{flags} --exit-interval 5 --save-retain-last 2")
+    assert [iteration for iteration, _ in saves(first)] == [1, 2, 3, 4, 5]
+    assert first.count("scheduled an async checkpoint save at iteration") == 5
+    # The last one is published before the run says that it exits.
+    assert first.index("iteration       5 to") < first.index("exiting program at iteration 5")
+    assert complete_iterations(halves) == [4, 5]
+    second = train(f"{flags} --load {halves}")
+    assert losses(second) == expected[5:]
+    assert_same_bits(stored(direct), stored(halves))
+
+
+def test_a_failed_background_save_ends_the_run_at_the_next_step(tmp_path: Path) -> None:
+    place = tmp_path / "iter_0000003"
+    place.mkdir()
+    (place / "foreign.txt").write_text("keep me")
+    with pytest.raises(CheckpointError, match=r"iteration 3 could not be saved in the background"):
+        train(f"--save {tmp_path} --save-interval 3 --async-save --train-iters 400")
+    assert read_tracker(tmp_path) is None

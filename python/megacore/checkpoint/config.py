@@ -42,6 +42,11 @@ class CheckpointConfig:
         help="keep this many of the newest checkpoints in --save and remove older ones",
         bounds="[1, inf)",
     )
+    async_save: bool = flag(
+        "--async-save",
+        default=False,
+        help="training goes on after a copy in memory; another process writes the checkpoint",
+    )
     overwrite_newer_checkpoints: bool = flag(
         "--overwrite-newer-checkpoints",
         default=False,

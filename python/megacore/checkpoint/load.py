@@ -80,6 +80,14 @@ class Checkpoint:
         """
         return {name: (t.dtype, t.shape) for name, t in self._group(group).items()}
 
+    def stored(self, group: str) -> dict[str, StoredTensor]:
+        """Name -> where the chunks of each tensor of a group are.
+
+        Raises:
+            CheckpointError: The group is not there.
+        """
+        return dict(self._group(group))
+
     def _group(self, group: str) -> dict[str, StoredTensor]:
         if group not in self._tensors:
             raise CheckpointError(

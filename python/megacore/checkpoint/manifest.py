@@ -15,6 +15,7 @@ from typing import Any
 
 import xxhash
 
+from megacore.checkpoint import layout
 from megacore.checkpoint.layout import CHECKSUMS, FORMAT_KEY
 from megacore.errors import CheckpointError
 
@@ -192,8 +193,20 @@ def read_manifest(directory: Path) -> Manifest:
                 "update megacore"
             )
         files = {name: FileRecord.of(values) for name, values in body["files"].items()}
-        return Manifest(iteration=int(body["iteration"]), files=files)
+        manifest = Manifest(iteration=int(body["iteration"]), files=files)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged: {type(error).__name__} {error}") from error
+    _check_name(directory, manifest)
+    return manifest
+
+
+def _check_name(directory: Path, manifest: Manifest) -> None:
+    """An iteration that was copied over another one is whole, but not what it is taken for."""
+    named = layout.iteration_of(directory.name)
+    if named and named != manifest.iteration:
+        raise CheckpointError(
+            f"{directory / CHECKSUMS}: the files are those of iteration {manifest.iteration}, the "
+            f"directory is that of iteration {named}"
+        )

@@ -26,6 +26,7 @@ from megacore.parallel.context import local_batch
 from megacore.parallel.groups import ParallelGroups
 from megacore.parallel.random_streams import RandomStream, tensor_stream
 from megacore.training.agreement import gathered
+from megacore.training.background_saver import BackgroundSaver
 from megacore.training.batches import Batches, build_batches, samples_wanted
 from megacore.training.checkpoint_parts import GroupWriters
 from megacore.training.checkpoints import Checkpoints, Resume, stored_arguments
@@ -196,12 +197,22 @@ class Setup:
         checkpoint = self._run.checkpoint
         if checkpoint.save is None or self._run.training.skip_train:
             return None
+        start = None if checkpoint.overwrite_newer_checkpoints else plan.iteration
+        if checkpoint.async_save:
+            return BackgroundSaver(
+                checkpoint,
+                start_iteration=start,
+                group=self._groups.world,
+                device=self._device,
+                say=self._screen.line,
+                stack=self._stack,
+            )
         writers = GroupWriters(self._groups.world, self._device)
         directories = []
         for path in save_paths(checkpoint):
             directory = self._stack.enter_context(SaveDirectory(path, writers=writers))
-            if not checkpoint.overwrite_newer_checkpoints:
-                directory.refuse_newer(plan.iteration)
+            if start is not None:
+                directory.refuse_newer(start)
             directories.append(directory)
         return DirectSaver(checkpoint, directories)
 
