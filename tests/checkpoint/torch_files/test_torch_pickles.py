@@ -148,7 +148,7 @@ def test_limits_are_kept() -> None:
     with pytest.raises(UnsafeFileError, match="more than 100 objects"):
         load(many, objects=100)
     with pytest.raises(UnsafeFileError, match="nested deeper than 3"):
-        load(pickle.dumps([[[[]]]]), depth=3)
+        load(pickle.dumps([[[[1]]]]), depth=3)
     with pytest.raises(UnsafeFileError, match="an integer of 9 bytes"):
         load(pickle.dumps(1 << 64), integer_bytes=8)
 

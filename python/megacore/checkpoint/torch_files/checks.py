@@ -75,7 +75,8 @@ def _children(value: Any) -> Iterable[Any]:
     if kind is Record:
         return (value.fields, value.args, value.state)
     if kind is dict or kind is OrderedDict:
-        return value.values()
+        records = [key for key in value if type(key) is Record]
+        return [*value.values(), *records] if records else value.values()
     return value
 
 
@@ -87,40 +88,37 @@ def check_result(value: Any, budget: Budget) -> None:
     """
     limits = budget.limits
     most = limits.expansion * budget.spent + (1 << 20)
-    # Containers that are complete: number of items below and depth. Those on the way down: None.
-    known: dict[int, tuple[int, int] | None] = {}
+    # Containers that are complete: number of items below them, and depth. Empty ones need no entry.
+    known: dict[int, tuple[int, int]] = {}
+    active: set[int] = set()
     todo = [value]
     while todo:
         current = todo[-1]
         kind = type(current)
+        identity = id(current)
         if kind not in _CONTAINERS:
             if kind not in _LEAVES and not isinstance(current, np.generic | np.dtype):
                 raise UnsafeFileError(f"a bare {kind.__name__} is left in the value")
             todo.pop()
-            continue
-        identity = id(current)
-        if identity not in known:
-            known[identity] = None
-            inner = [
-                child
-                for child in _children(current)
-                if type(child) not in _LEAVES and known.get(id(child), 0) in (None, 0)
-            ]
-            if any(known.get(id(child), 0) is None for child in inner):
+        elif identity in known:
+            todo.pop()
+        elif identity not in active:
+            inner = [child for child in _children(current) if type(child) not in _LEAVES]
+            if not inner and not current:
+                todo.pop()
+                continue
+            active.add(identity)
+            if any(id(child) in active for child in inner):
                 raise UnsafeFileError(f"a {kind.__name__} contains itself")
-            todo.extend(inner)
-            continue
-        todo.pop()
-        if known[identity] is None:
-            size, depth = 0, 0
-            for child in _children(current):
-                size += 1
-                below = known.get(id(child))
-                if below is not None and type(child) in _CONTAINERS:
-                    size += below[0]
-                    depth = max(depth, below[1])
+            todo.extend(child for child in inner if id(child) not in known)
+        else:
+            todo.pop()
+            active.discard(identity)
+            below = [known.get(id(child), (0, 0)) for child in _children(current)]
+            size = len(below) + sum(items for items, _ in below)
+            depth = 1 + max((levels for _, levels in below), default=0)
             if size > most:
                 raise UnsafeFileError("shared containers that expand to more than they may")
-            if depth + 1 > limits.depth:
+            if depth > limits.depth:
                 raise UnsafeFileError(f"containers nested deeper than {limits.depth}")
-            known[identity] = (size, depth + 1)
+            known[identity] = (size, depth)

@@ -30,7 +30,7 @@ from megacore.errors import CheckpointError
 METADATA_NAME = ".metadata"
 
 # Enough for some millions of chunks.
-METADATA_LIMITS = Limits(pickle_bytes=1 << 32, objects=1 << 28)
+METADATA_LIMITS = Limits(pickle_bytes=1 << 32, objects=1 << 26)
 
 _VERSION = "1.0.0"
 _CLASSES = "torch.distributed.checkpoint.metadata"

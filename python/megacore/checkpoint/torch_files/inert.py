@@ -20,7 +20,7 @@ class Symbol:
     kind: str
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Record:
     """An object of some class, reduced to the data that the file holds about it.
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from megacore.checkpoint.torch_files.allowed import build, resolve
+from megacore.checkpoint.torch_files.limits import SET_COST
 from megacore.checkpoint.torch_files.opcodes import NAMES, decode_line, unescape
 from megacore.errors import CheckpointError, UnsafeFileError
 
@@ -111,7 +112,7 @@ def _frozenset(machine: Machine) -> None:
     items = machine.pop_mark()
     for item in items:
         machine.keys.check(item)
-    machine.push_object(frozenset(items))
+    machine.push_object(frozenset(items), SET_COST + len(items))
 
 
 def _tuple(count: int) -> Handler:
@@ -250,7 +251,7 @@ _HANDLERS: dict[str, Handler] = {
     "EMPTY_TUPLE": _constant(()),
     "EMPTY_LIST": lambda machine: machine.push_object([]),
     "EMPTY_DICT": lambda machine: machine.push_object({}),
-    "EMPTY_SET": lambda machine: machine.push_object(set()),
+    "EMPTY_SET": lambda machine: machine.push_object(set(), SET_COST),
     "TUPLE1": _tuple(1),
     "TUPLE2": _tuple(2),
     "TUPLE3": _tuple(3),

@@ -22,7 +22,7 @@ class Limits:
     """
 
     pickle_bytes: int = 1 << 30
-    objects: int = 1 << 25
+    objects: int = 1 << 24
     depth: int = 200
     integer_bytes: int = 512
     key_items: int = 64
@@ -34,7 +34,12 @@ DEFAULT_LIMITS = Limits()
 
 # Objects that any pickle may ask for, and those per byte; more than honest ones do.
 _SMALL = 1 << 16
-_PER_BYTE = 4
+_PER_BYTE = 2
+
+# What larger things cost, in objects of about 64 bytes.
+RECORD_COST = 2
+SET_COST = 4
+TENSOR_COST = 16
 
 # Bytes whose copy counts as one object.
 _COPIED_BYTES = 8

@@ -18,7 +18,7 @@ from typing import Any
 from megacore.checkpoint.torch_files.allowed import construct
 from megacore.checkpoint.torch_files.checks import KeyCheck, check_result
 from megacore.checkpoint.torch_files.instructions import TABLE
-from megacore.checkpoint.torch_files.limits import DEFAULT_LIMITS, Budget, Limits
+from megacore.checkpoint.torch_files.limits import DEFAULT_LIMITS, RECORD_COST, Budget, Limits
 from megacore.checkpoint.torch_files.opcodes import NAMES
 from megacore.checkpoint.torch_files.shell import Shell
 from megacore.errors import CheckpointError, UnsafeFileError
@@ -152,9 +152,9 @@ class Machine:
         value = self.memo[index]
         self.stack.append(value.finished() if type(value) is Shell else value)
 
-    def push_object(self, value: Any) -> None:
+    def push_object(self, value: Any, cost: int = 1) -> None:
         """Pushes something that takes memory."""
-        self.budget.charge(1)
+        self.budget.charge(cost)
         self.stack.append(value)
 
     def extend(self, items: list[Any]) -> None:
@@ -189,5 +189,5 @@ class Machine:
         """Pushes what a name of the table makes of arguments."""
         if type(args) is not tuple:
             raise UnsafeFileError(f"arguments must be a tuple, found {type(args).__name__}")
-        self.budget.charge(1)
+        self.budget.charge(RECORD_COST)
         self.stack.append(construct(function, args, self.budget, self.keys))

@@ -14,7 +14,7 @@ import torch
 
 from megacore.checkpoint.torch_files.checks import KeyCheck
 from megacore.checkpoint.torch_files.inert import Record, Symbol, shown
-from megacore.checkpoint.torch_files.limits import Budget
+from megacore.checkpoint.torch_files.limits import SET_COST, TENSOR_COST, Budget
 from megacore.checkpoint.torch_files.names import TORCH_CONSTANTS, makes_records
 from megacore.checkpoint.torch_files.numpy_values import ArrayState, dtype_of, scalar_of
 from megacore.checkpoint.torch_files.shell import Shell
@@ -68,7 +68,7 @@ def _deque(args: tuple, budget: Budget, keys: KeyCheck) -> list:
 
 def _set(args: tuple, budget: Budget, keys: KeyCheck) -> set:
     items = _one(args, list, tuple, set, frozenset)
-    budget.charge(len(items))
+    budget.charge(SET_COST + len(items))
     for item in items:
         keys.check(item)
     return set(items)
@@ -146,16 +146,12 @@ def _layout(args: tuple, budget: Budget, keys: KeyCheck) -> torch.layout:
     return value
 
 
-# What a tensor costs in memory, in objects.
-_TENSOR_COST = 16
-
-
 def _tensor(args: tuple, budget: Budget, keys: KeyCheck) -> torch.Tensor:
     """_rebuild_tensor(storage, offset, size, stride) and _rebuild_tensor_v2(..., grad, hooks)."""
     if not 4 <= len(args) <= 7:
         raise UnsafeFileError(f"a tensor of {len(args)} arguments")
     _refuse_bits(args[6:])
-    budget.charge(_TENSOR_COST)
+    budget.charge(TENSOR_COST)
     return rebuild_tensor(args[0], args[1], args[2], args[3], None)
 
 
@@ -164,7 +160,7 @@ def _typed_tensor(args: tuple, budget: Budget, keys: KeyCheck) -> torch.Tensor:
     if not 7 <= len(args) <= 8 or not isinstance(args[6], torch.dtype):
         raise UnsafeFileError(f"a tensor of {len(args)} arguments and a dtype")
     _refuse_bits(args[7:])
-    budget.charge(_TENSOR_COST)
+    budget.charge(TENSOR_COST)
     return rebuild_tensor(args[0], args[1], args[2], args[3], args[6])
 
 
