@@ -386,6 +386,7 @@ REFUSED = [
     (QWEN25, {"layer_types": ["full_attention"]}, "28 entries"),
     (GEMMA2, {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     (GEMMA3, {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+    (PHI3, {"full_attn_mod": 2}, "full_attn_mod = 2"),
     (PHI3, {"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "long_factor"),
     (PYTHIA, {"attention_bias": False}, "attention_bias"),
     (PYTHIA, {"rotary_pct": 0.01}, "rotated part of a head"),
@@ -411,6 +412,8 @@ def test_what_changes_nothing_is_accepted():
     # Options that are off, bookkeeping of libraries, defaults of generation.
     more = {"novel": False, "other": None, "_attn": "x", "unsloth_version": "1", "temperature": 0.5}
     assert read(LLAMA_31 | more) == read(LLAMA_31)
+    phi4 = {"interpolate_factor": 1, "full_attn_mod": 1, "lm_head_bias": False}
+    assert read(PHI3 | phi4) == read(PHI3)
 
 
 def test_unknown_and_future_families():

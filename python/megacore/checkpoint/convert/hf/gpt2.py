@@ -59,6 +59,7 @@ FAMILY = Family(
     harmless=frozenset(
         (
             "n_ctx",
+            "output_past",
             "reorder_and_upcast_attn",
             "summary_activation",
             "summary_first_dropout",

@@ -42,4 +42,6 @@ FAMILY = Family(
         Tied(default=False),
     ),
     table=llama_table(),
+    # Left by tools in Vicuna and SmolLM.
+    harmless=frozenset({"is_llama_config", "max_sequence_length"}),
 )

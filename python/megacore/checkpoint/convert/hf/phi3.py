@@ -29,7 +29,14 @@ FAMILY = Family(
         UniformWindow(default=None),
         Fixed(
             fields={"add_bias_linear": False},
-            only={"attention_bias": False, "mlp_bias": False, "lm_head_bias": False},
+            # The last two are in Phi-4-mini, whose code at home knows more kinds of layers.
+            only={
+                "attention_bias": False,
+                "mlp_bias": False,
+                "lm_head_bias": False,
+                "interpolate_factor": 1,
+                "full_attn_mod": 1,
+            },
         ),
         Dropout(attention=("attention_dropout", 0.0), hidden=("resid_pdrop", "embd_pdrop")),
         Tied(default=False),
