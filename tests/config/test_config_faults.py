@@ -344,7 +344,7 @@ WORLDS: dict[str, list[tuple[str, int]]] = {
 # Faults of processes that meet: tests/parallel/test_startup.py.
 AT_START_UP = {"MC0905", "MC0906", "MC0907"}
 # Of megacore convert; triggered in tests/checkpoint/convert/test_convert_commands.py.
-OF_CONVERSION = {f"MC{number}" for number in range(1001, 1007)}
+OF_CONVERSION = {f"MC{number}" for number in range(1001, 1008)}
 FILES = {
     "unknown_key.yaml": "hiden_size: 32\n",
     "unknown_group.yaml": "modle:\n  hidden_size: 32\n",

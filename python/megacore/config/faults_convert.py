@@ -37,4 +37,9 @@ CONVERT_RULES: dict[str, Rule] = {
         "`--true-vocab-size` and the number of entries of the file differ.",
         "Correct one of them, or leave one out.",
     ),
+    "MC1007": Rule(
+        "--tokenizer-model and --vocab-file both name the tokenizer",
+        "One tokenizer travels along with a model.",
+        "Keep one of them.",
+    ),
 }

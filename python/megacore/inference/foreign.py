@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,9 +11,8 @@ from megacore.checkpoint import layout
 from megacore.checkpoint.convert import registry, tokenizer_files
 from megacore.checkpoint.convert.engine import check_source
 from megacore.checkpoint.convert.model_stream import ModelDescription, Source, SourceOptions
-from megacore.checkpoint.convert.tokenizer_files import PATH_FIELDS, TokenizerFiles
-from megacore.data.config import TokenizerConfig
-from megacore.data.tokenizers import Tokenizer, build_tokenizer
+from megacore.checkpoint.convert.tokenizer_files import TokenizerFiles
+from megacore.data.tokenizers import Tokenizer
 from megacore.errors import CheckpointError
 from megacore.models.gpt import GPTModel
 
@@ -92,13 +88,4 @@ def tokenizer_of(
         )
     if not found.values:
         raise CheckpointError(f"{where}: holds no tokenizer; give --tokenizer-model")
-    known = {one.name for one in fields(TokenizerConfig)}
-    with tempfile.TemporaryDirectory() as folder:
-        # The files may lie in several places, or only in the model file itself.
-        tokenizer_files.copy_tokenizer(Path(folder), found, "")
-        values: dict[str, Any] = {
-            name: str(Path(folder) / value) if name in PATH_FIELDS else value
-            for name, value in found.values.items()
-            if name in known
-        }
-        return build_tokenizer(TokenizerConfig(**values))
+    return tokenizer_files.built(found)

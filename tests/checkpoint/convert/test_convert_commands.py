@@ -225,6 +225,35 @@ def test_a_device_that_takes_no_more_is_one_message(llama, tmp_path, capsys, wor
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--verify --verify-tokens 300", "needs tokens from 0 to 299, found [300]"),
+        ("--report nowhere/at/all.json", "its directory does not exist"),
+        ("--true-vocab-size 301", "301 is larger than the 300 rows"),
+    ],
+)
+def test_what_cannot_work_is_said_before_any_work(
+    llama, tmp_path, capsys, monkeypatch, words, message
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(main, [str(llama), "made", *words.split()]) == 1
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prompt_needs_a_tokenizer(llama, tmp_path, capsys) -> None:
+    words = f"{llama} {tmp_path / 'bare'} --to hf".split()
+    assert run(main, words) == 0
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "bare" / name).unlink()
+    words = f"{tmp_path / 'bare'} {tmp_path / 'made'} --verify --verify-prompt small".split()
+    assert run(main, words) == 1
+    assert "there is no tokenizer; give --tokenizer-model" in capsys.readouterr().err
+    assert run(main, [*words, "--tokenizer-model", str(llama)]) == 0
+    assert (tmp_path / "made/tokenizer/tokenizer.json").exists()
+
+
 @pytest.mark.parametrize("place", ["", "inside", ".."])
 def test_source_and_target_must_not_overlap(llama, capsys, place) -> None:
     before = sorted(llama.iterdir())
@@ -269,6 +298,8 @@ FAULTS = [
     ("MC1002", "a b --target-expert-parallel-size 2"),
     ("MC1003", "a b --verify --verify-prompt x --verify-tokens 1 2"),
     ("MC1004", "a b --verify-tokens 1"),
+    ("MC1007", "a b --tokenizer-model t --vocab-file v"),
+    ("MC0101", "a b --merge-file m"),
     ("MC1005", "a hf:b --target-tensor-parallel-size 2"),
     ("MC1005", "a legacy:b --target-ckpt-format torch"),
     ("MC1005", "a core:b --max-shard-size 2"),

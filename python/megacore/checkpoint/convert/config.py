@@ -183,6 +183,11 @@ class ConvertConfig:
         if self.target_expert_parallel_size > 1:
             size = self.target_expert_parallel_size
             yield fault("MC1002", {"--target-expert-parallel-size": size}, allowed="1")
+        if self.tokenizer_model is not None and self.vocab_file is not None:
+            given = {"--tokenizer-model": self.tokenizer_model, "--vocab-file": self.vocab_file}
+            yield fault("MC1007", given, allowed="one of them")
+        if self.merge_file is not None and self.vocab_file is None:
+            yield required("--vocab-file")
         prompts: dict[str, object] = {}
         if self.verify_prompt is not None:
             prompts["--verify-prompt"] = self.verify_prompt

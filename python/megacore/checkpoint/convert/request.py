@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 
-from megacore.checkpoint.convert import registry
+from megacore.checkpoint.convert import registry, tokenizer_files
 from megacore.checkpoint.convert.engine import Plan, Progress, convert
 from megacore.checkpoint.convert.model_stream import (
     ModelDescription,
@@ -20,10 +20,8 @@ from megacore.checkpoint.convert.model_stream import (
     TargetOptions,
 )
 from megacore.checkpoint.convert.report import dtype_name
-from megacore.checkpoint.convert.tokenizer_files import PATH_FIELDS, TokenizerFiles
+from megacore.checkpoint.convert.tokenizer_files import TokenizerFiles
 from megacore.checkpoint.convert.verify import Verification, check_prompt, verify
-from megacore.data.config import TokenizerConfig
-from megacore.data.tokenizers import build_tokenizer
 from megacore.durable import published
 from megacore.errors import CheckpointError
 
@@ -87,6 +85,8 @@ def carry_out(request: Request, *, out: TextIO, log: TextIO) -> None:
             was published.
     """
     _refuse_overlap(request.source, request.destination)
+    if request.report is not None and not request.report.absolute().parent.is_dir():
+        raise CheckpointError(f"{request.report}: its directory does not exist")
     started = time.perf_counter()
     loader = request.loader or registry.detect(request.source)
     saver = request.saver or ("hf" if loader in ("core", "legacy") else "core")
@@ -99,11 +99,16 @@ def carry_out(request: Request, *, out: TextIO, log: TextIO) -> None:
         for note in notes:
             log.write(f"note: {note}\n")
         target = registry.make_target(saver, request.target_options)
+        tokens = _prompt(request, description) if request.verify else None
         found: list[Verification] = []
 
         def checked(plan: Plan, scratch: Path) -> None:
             log.write("verifying\n")
-            found.append(_verification(request, plan, source, loader, scratch, saver))
+            found.append(
+                _verification(
+                    request, plan, source, scratch, loader=loader, saver=saver, tokens=tokens
+                )
+            )
             if not found[0].passed:
                 raise CheckpointError(
                     "the converted model does not compute what its source computes; nothing was "
@@ -170,12 +175,15 @@ def _progress(log: TextIO) -> Progress:
 
 
 def _verification(
-    request: Request, plan: Plan, source: Source, loader: str, scratch: Path, saver: str
+    request: Request,
+    plan: Plan,
+    source: Source,
+    scratch: Path,
+    *,
+    loader: str,
+    saver: str,
+    tokens: list[int] | None,
 ) -> Verification:
-    tokens = list(request.tokens) if request.tokens is not None else None
-    if request.prompt is not None:
-        tokens = _encode(request.prompt, plan, scratch)
-        check_prompt(tokens, plan.description)
     target = registry.open_source(scratch, SourceOptions(), name=saver)
     try:
         return verify(
@@ -190,19 +198,19 @@ def _verification(
         target.close()
 
 
-def _encode(text: str, plan: Plan, directory: Path) -> list[int]:
-    values: dict[str, Any] = dict(plan.description.tokenizer)
-    if not values:
-        raise CheckpointError(
-            "--verify-prompt needs the tokenizer of the model, and the source has none: give "
-            "--tokenizer-model, or use --verify-tokens"
+def _prompt(request: Request, description: ModelDescription) -> list[int] | None:
+    """The tokens to verify with, None for the default; checked before any work."""
+    if request.prompt is not None:
+        tokenizer = tokenizer_files.built(
+            request.tokenizer or tokenizer_files.tokenizer_of(description)
         )
-    known = {one.name for one in fields(TokenizerConfig)}
-    for name in PATH_FIELDS:
-        if values.get(name):
-            values[name] = str(directory / values[name])
-    config = replace(TokenizerConfig(), **{k: v for k, v in values.items() if k in known})
-    return build_tokenizer(config).tokenize(text)
+        tokens = tokenizer.tokenize(request.prompt)
+    elif request.tokens is not None:
+        tokens = list(request.tokens)
+    else:
+        return None
+    check_prompt(tokens, description)
+    return tokens
 
 
 def _write_report(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from megacore.checkpoint.convert.model_stream import ModelDescription
+from megacore.data.config import TokenizerConfig
+from megacore.data.tokenizers import Tokenizer, build_tokenizer
 from megacore.errors import CheckpointError
 
 PATH_FIELDS = ("tokenizer_model", "vocab_file", "merge_file")
@@ -173,6 +176,27 @@ def copy_tokenizer(directory: Path, tokenizer: TokenizerFiles, folder: str) -> N
             place.write_bytes(content)
         else:
             shutil.copyfile(content, place)
+
+
+def built(tokenizer: TokenizerFiles) -> Tokenizer:
+    """The tokenizer itself, from its files wherever they are.
+
+    Raises:
+        CheckpointError: Nothing says what kind of tokenizer it is.
+        ConfigError, DataError: Files are missing, or cannot be read.
+    """
+    if not tokenizer.values:
+        raise CheckpointError("there is no tokenizer; give --tokenizer-model")
+    known = {one.name for one in fields(TokenizerConfig)}
+    with tempfile.TemporaryDirectory() as folder:
+        # The files may lie in several places, or only in the file of a model.
+        copy_tokenizer(Path(folder), tokenizer, "")
+        values: dict[str, Any] = {
+            name: str(Path(folder) / value) if name in PATH_FIELDS else value
+            for name, value in tokenizer.values.items()
+            if name in known
+        }
+        return build_tokenizer(TokenizerConfig(**values))
 
 
 def tokenizer_of(description: ModelDescription) -> TokenizerFiles:
