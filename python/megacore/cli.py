@@ -53,6 +53,9 @@ VERBS: dict[str, Verb] = {
         "megacore.checkpoint.convert.cli:main",
         "convert a model: Hugging Face, GGUF, Meta Llama, Megatron",
     ),
+    "lora": Verb(
+        "megacore.checkpoint.lora.cli:main", "join adapters with their base model; PEFT both ways"
+    ),
     "checkpoint": Verb(
         "megacore.checkpoint.inspect_cli:main", "verify, show, diff: look at checkpoints"
     ),

@@ -345,6 +345,8 @@ WORLDS: dict[str, list[tuple[str, int]]] = {
 AT_START_UP = {"MC0905", "MC0906", "MC0907"}
 # Of megacore convert; triggered in tests/checkpoint/convert/test_convert_commands.py.
 OF_CONVERSION = {f"MC{number}" for number in range(1001, 1008)}
+# Of megacore lora; triggered in tests/checkpoint/lora/test_lora_commands.py.
+OF_ADAPTERS = {"MC1105", "MC1106"}
 FILES = {
     "unknown_key.yaml": "hiden_size: 32\n",
     "unknown_group.yaml": "modle:\n  hidden_size: 32\n",
@@ -395,9 +397,8 @@ def test_small_run_is_valid() -> None:
 
 
 def test_every_id_is_triggered() -> None:
-    assert set(TRIGGERS) | set(ENVIRONMENTS) | set(WORLDS) | AT_START_UP | OF_CONVERSION == set(
-        RULES
-    )
+    elsewhere = AT_START_UP | OF_CONVERSION | OF_ADAPTERS
+    assert set(TRIGGERS) | set(ENVIRONMENTS) | set(WORLDS) | elsewhere == set(RULES)
 
 
 def test_every_id_in_the_source_is_registered_and_used() -> None:

@@ -27,6 +27,18 @@ FINETUNE_RULES: dict[str, Rule] = {
         "embedding has no adapter.",
         "Remove one of the two.",
     ),
+    "MC1105": Rule(
+        "megacore lora needs something to do, and its paths",
+        "Merging needs the base model, the adapters and a new directory; export and import need "
+        "the adapters and a new directory, import the base model too.",
+        "`megacore lora merge BASE ADAPTERS OUT`, `megacore lora export ADAPTERS OUT`, or "
+        "`megacore lora import PEFT BASE OUT`.",
+    ),
+    "MC1106": Rule(
+        "The flag belongs to another action of megacore lora",
+        "It would be ignored without a word.",
+        "Remove it, or choose the action that has it.",
+    ),
     "MC1111": Rule(
         "The flag needs --sft",
         "It says how conversations become training data; without `--sft` there are none.",

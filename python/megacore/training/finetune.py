@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megacore.checkpoint import Checkpoint, ResumePlan
+from megacore.checkpoint import ResumePlan, open_checkpoint
 from megacore.checkpoint.adapters import base_arguments, find_base, holds_adapters
 from megacore.errors import CheckpointError
 from megacore.training.run_config import RunConfig
@@ -62,5 +62,5 @@ def adapted_start(run: RunConfig, plan: ResumePlan) -> AdaptedStart:
 
 
 def _arguments(path: Path) -> dict[str, Any]:
-    arguments = Checkpoint(path).values.get("args")
+    arguments = open_checkpoint(path).values.get("args")
     return arguments if isinstance(arguments, dict) else {}

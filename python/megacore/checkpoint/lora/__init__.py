@@ -1,0 +1,1 @@
+"""Adapters apart from their base model: read, merged, exchanged with PEFT."""

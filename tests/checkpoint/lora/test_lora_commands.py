@@ -1,0 +1,30 @@
+"""Command lines of `megacore lora` that are refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from megacore.checkpoint.lora.cli import main
+from megacore.errors import EXIT_USAGE, ConfigError
+
+TRIGGERS = {
+    "MC1105": ["", "melt a b", "merge a b", "export a", "import a b c d"],
+    "MC1106": [
+        "export a b --to hf",
+        "import a b c --to core",
+        "merge a b c --to peft",
+        "merge a b c --base d",
+        "export a b --any-base",
+        "import a b c --base-name x",
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("fault_id", "words"), [(i, words) for i, ways in TRIGGERS.items() for words in ways]
+)
+def test_command_line_triggers(fault_id: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        main(words.split())
+    assert {one.id for one in caught.value.faults} == {fault_id}
+    assert caught.value.exit_code == EXIT_USAGE
