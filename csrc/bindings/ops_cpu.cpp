@@ -14,6 +14,20 @@ struct CpuBackend {
     }
     void norm_backward(const NormBackward& args) const { cpu::norm_backward(args); }
     void adamw_step(const AdamWStep& args) const { cpu::adamw_step(args); }
+    void activation_forward(const ActivationForward& args) const { cpu::activation_forward(args); }
+    static std::int64_t activation_backward_workspace(std::int64_t num_rows, std::int64_t width) {
+        return cpu::activation_backward_workspace(num_rows, width);
+    }
+    void activation_backward(const ActivationBackward& args) const {
+        cpu::activation_backward(args);
+    }
+    void rotary(const Rotary& args) const { cpu::rotary(args); }
+    void cross_entropy_forward(const CrossEntropyForward& args) const {
+        cpu::cross_entropy_forward(args);
+    }
+    void cross_entropy_backward(const CrossEntropyBackward& args) const {
+        cpu::cross_entropy_backward(args);
+    }
 };
 
 // Kernels run on torch's own threads, as many as torch.set_num_threads says.

@@ -17,6 +17,22 @@ struct CudaBackend {
     }
     void norm_backward(const NormBackward& args) const { cuda::norm_backward(args, stream_); }
     void adamw_step(const AdamWStep& args) const { cuda::adamw_step(args, stream_); }
+    void activation_forward(const ActivationForward& args) const {
+        cuda::activation_forward(args, stream_);
+    }
+    static std::int64_t activation_backward_workspace(std::int64_t num_rows, std::int64_t width) {
+        return cuda::activation_backward_workspace(num_rows, width);
+    }
+    void activation_backward(const ActivationBackward& args) const {
+        cuda::activation_backward(args, stream_);
+    }
+    void rotary(const Rotary& args) const { cuda::rotary(args, stream_); }
+    void cross_entropy_forward(const CrossEntropyForward& args) const {
+        cuda::cross_entropy_forward(args, stream_);
+    }
+    void cross_entropy_backward(const CrossEntropyBackward& args) const {
+        cuda::cross_entropy_backward(args, stream_);
+    }
 
 private:
     torch::stable::accelerator::DeviceGuard guard_;

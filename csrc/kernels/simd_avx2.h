@@ -48,6 +48,21 @@ struct Vec {
     /// a * b + c
     static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.lanes, b.lanes, c.lanes)}; }
     Vec sqrt() const { return {_mm256_sqrt_ps(lanes)}; }
+    /// The larger and the smaller; `b` where one of them is NaN.
+    static Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.lanes, b.lanes)}; }
+    static Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.lanes, b.lanes)}; }
+    /// Per lane: a < b ? then : otherwise
+    static Vec if_less(Vec a, Vec b, Vec then, Vec otherwise) {
+        const __m256 mask = _mm256_cmp_ps(a.lanes, b.lanes, _CMP_LT_OQ);
+        return {_mm256_blendv_ps(otherwise.lanes, then.lanes, mask)};
+    }
+    /// 2^n, where the lanes of `shifted` are 1.5 * 2^23 + n with -127 < n < 128.
+    static Vec power_of_two(Vec shifted) {
+        const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(shifted.lanes), 23);
+        return {_mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(0x3f800000)))};
+    }
+    /// Lanes 1, 0, 3, 2, 5, 4, ...
+    Vec swapped_pairs() const { return {_mm256_permute_ps(lanes, 0xb1)}; }
     float sum() const {
         __m128 half = _mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps(lanes, 1));
         half = _mm_add_ps(half, _mm_movehl_ps(half, half));

@@ -47,6 +47,21 @@ struct Vec {
     /// a * b + c
     static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.lanes, b.lanes, c.lanes)}; }
     Vec sqrt() const { return {_mm512_sqrt_ps(lanes)}; }
+    /// The larger and the smaller; `b` where one of them is NaN.
+    static Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.lanes, b.lanes)}; }
+    static Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.lanes, b.lanes)}; }
+    /// Per lane: a < b ? then : otherwise
+    static Vec if_less(Vec a, Vec b, Vec then, Vec otherwise) {
+        const __mmask16 mask = _mm512_cmp_ps_mask(a.lanes, b.lanes, _CMP_LT_OQ);
+        return {_mm512_mask_blend_ps(mask, otherwise.lanes, then.lanes)};
+    }
+    /// 2^n, where the lanes of `shifted` are 1.5 * 2^23 + n with -127 < n < 128.
+    static Vec power_of_two(Vec shifted) {
+        const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted.lanes), 23);
+        return {_mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_set1_epi32(0x3f800000)))};
+    }
+    /// Lanes 1, 0, 3, 2, 5, 4, ...
+    Vec swapped_pairs() const { return {_mm512_permute_ps(lanes, 0xb1)}; }
     float sum() const { return _mm512_reduce_add_ps(lanes); }
 };
 

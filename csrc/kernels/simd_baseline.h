@@ -44,6 +44,20 @@ struct Vec {
                       __builtin_sqrtf(lanes[2]),
                       __builtin_sqrtf(lanes[3])}};
     }
+    /// The larger and the smaller; `b` where one of them is NaN.
+    static Vec max(Vec a, Vec b) { return if_less(b, a, a, b); }
+    static Vec min(Vec a, Vec b) { return if_less(a, b, a, b); }
+    /// Per lane: a < b ? then : otherwise
+    static Vec if_less(Vec a, Vec b, Vec then, Vec otherwise) {
+        return {a.lanes < b.lanes ? then.lanes : otherwise.lanes};
+    }
+    /// 2^n, where the lanes of `shifted` are 1.5 * 2^23 + n with -127 < n < 128.
+    static Vec power_of_two(Vec shifted) {
+        using Bits [[gnu::vector_size(16)]] = std::uint32_t;
+        return {std::bit_cast<Lanes>((std::bit_cast<Bits>(shifted.lanes) << 23) + 0x3f800000u)};
+    }
+    /// Lanes 1, 0, 3, 2, 5, 4, ...
+    Vec swapped_pairs() const { return {Lanes{lanes[1], lanes[0], lanes[3], lanes[2]}}; }
     float sum() const { return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]); }
 };
 

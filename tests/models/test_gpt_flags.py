@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from small_gpt import PADDED_VOCAB, ROTARY, SIZES, batch, build
 
 from megacore.errors import ConfigError
-from megacore.layers.mlp import activate
 from megacore.models.config import ModelConfig
 from megacore.models.gpt import GPTModel
+from megacore.ops.activation import activation
 from megacore.testing.tolerance import expect_close, twice_torch_error
 
 LAYER = "decoder.layers.0."
@@ -117,7 +117,7 @@ FLAGS_OF_ACTIVATION = {
 def test_activation(name):
     torch.manual_seed(1)
     x = 3 * torch.randn(5, 34, dtype=torch.float64)
-    expect_close(activate(x, name), ACTIVATIONS[name](x), bound=1e-14)
+    expect_close(activation(x, name), ACTIVATIONS[name](x), bound=1e-14)
     for flags in FLAGS_OF_ACTIVATION[name]:
         spec = build(**flags).spec
         assert (spec.activation, spec.gated_mlp) == (name, name == "silu")

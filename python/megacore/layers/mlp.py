@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megacore.layers.linear import Linear, NormLinear
-from megacore.layers.spec import Activation, TransformerSpec
-
-
-def activate(x: Tensor, activation: Activation) -> Tensor:
-    """Apply the non-linearity to `x` elementwise."""
-    if activation == "gelu_tanh":
-        return F.gelu(x, approximate="tanh")
-    if activation == "gelu_erf":
-        return F.gelu(x)
-    if activation == "gelu_quick":
-        return x * torch.sigmoid(1.702 * x)
-    if activation == "squared_relu":
-        return F.relu(x).square()
-    return F.silu(x)
+from megacore.layers.spec import TransformerSpec
+from megacore.ops.activation import activation
 
 
 class MLP(nn.Module):
@@ -52,10 +39,6 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised `x` [..., H] to the branch's output [..., H]."""
         inner = self.linear_fc1(x)
-        if self.gated:
-            gate, value = inner.chunk(2, dim=-1)
-            inner = activate(gate, self.activation) * value
-        else:
-            inner = activate(inner, self.activation)
+        inner = activation(inner, self.activation, gated=self.gated)
         out: Tensor = self.linear_fc2(inner)
         return out
