@@ -12,7 +12,7 @@ from megacore.layers.kv_cache import KVCache
 from megacore.layers.linear import Linear, NormLinear
 from megacore.layers.norm import Norm
 from megacore.layers.recompute import Recompute, recomputed
-from megacore.layers.rotary import RotaryTable, rotate
+from megacore.layers.rotary import RotaryTable, rotate, rotate_split
 from megacore.layers.score_attention import Scores
 from megacore.layers.spec import TransformerSpec
 
@@ -122,15 +122,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         """Attend within normalised `x` [B, S, H]; returns the branch's output [B, S, H]."""
-        q, k, v = self._project(x)
-        if self.q_layernorm is not None and self.k_layernorm is not None:
-            q, k = self.q_layernorm(q), self.k_layernorm(k)
-        rotary = context.rotary
-        if self.scores.window is not None and context.local_rotary is not None:
-            rotary = context.local_rotary
-        if rotary is not None:
-            q = rotate(q.flatten(2, 3), rotary).view(q.shape)
-            k = rotate(k, rotary)
+        q, k, v = self._project(x, context)
         if context.cache is not None:
             out = self._attend_cached(q, k, v, context)
         elif self.recompute_core and self.training and torch.is_grad_enabled():
@@ -140,19 +132,31 @@ class SelfAttention(nn.Module):
         projected: Tensor = self.linear_proj(out)
         return projected
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q [B, S, G, R, D], k and v [B, S, G, D] as views of one product."""
+    def _project(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor]:
+        """q [B, S, G, R, D], k and v [B, S, G, D], normalised and turned."""
         spec = self.spec
         ratio = spec.num_heads // spec.num_groups
         # The projection decides how many groups there are and, where it gathers the sequence, how
         # many tokens: a parallel run gives each process some of the heads.
         qkv = self.linear_qkv(x)
         qkv = qkv.view(*qkv.shape[:2], -1, ratio + 2, spec.head_dim)
+        rotary = context.rotary
+        if self.scores.window is not None and context.local_rotary is not None:
+            rotary = context.local_rotary
+        if rotary is not None and self.q_layernorm is None:
+            return rotate_split(qkv, rotary)
         if ratio == 1:
             q, k, v = qkv.unbind(3)
-            return q[:, :, :, None], k, v
-        q, k, v = qkv.split((ratio, 1, 1), dim=3)
-        return q, k[:, :, :, 0], v[:, :, :, 0]
+            q = q[:, :, :, None]
+        else:
+            q, k, v = qkv.split((ratio, 1, 1), dim=3)
+            k, v = k[:, :, :, 0], v[:, :, :, 0]
+        if self.q_layernorm is not None and self.k_layernorm is not None:
+            q, k = self.q_layernorm(q), self.k_layernorm(k)
+        if rotary is not None:
+            q = rotate(q.flatten(2, 3), rotary).view(q.shape)
+            k = rotate(k, rotary)
+        return q, k, v
 
     def _attend_cached(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
         cache = context.cache

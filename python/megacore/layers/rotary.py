@@ -6,13 +6,14 @@ Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embeddin
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from megacore.layers.rotary_scaling import LongRopeScaling, frequencies
 from megacore.layers.spec import RotarySpec
+from megacore.ops.rotary import rotary, rotary_split
 
 
 class RotaryTable(NamedTuple):
@@ -21,6 +22,11 @@ class RotaryTable(NamedTuple):
     cos: Tensor
     sin: Tensor
     interleaved: bool
+
+    def angles(self) -> tuple[Tensor, Tensor]:
+        """Cosine and sine as rows of all tokens, [B * S or S, dim / 2]."""
+        half = self.cos.shape[-1]
+        return self.cos.reshape(-1, half), self.sin.reshape(-1, half)
 
 
 def rotary_table(
@@ -56,41 +62,15 @@ def rotary_table(
     return RotaryTable(cos, sin, spec.interleaved)
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Rotate the first 2 * cos.shape[-1] lanes of `x` [B, S, heads, D] into a new tensor."""
-    half = cos.shape[-1]
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if interleaved:
-        first, second = x[..., 0 : 2 * half : 2], x[..., 1 : 2 * half : 2]
-        out_first, out_second = out[..., 0 : 2 * half : 2], out[..., 1 : 2 * half : 2]
-    else:
-        first, second = x[..., :half], x[..., half : 2 * half]
-        out_first, out_second = out[..., :half], out[..., half : 2 * half]
-    # Mixed-dtype products promote to float32: one rounding per lane, at the copy into `out`.
-    out_first.copy_(torch.addcmul(first * cos, second, sin, value=-1))
-    out_second.copy_(torch.addcmul(second * cos, first, sin))
-    if 2 * half < x.shape[-1]:
-        out[..., 2 * half :] = x[..., 2 * half :]
-    return out
-
-
-class _Rotate(torch.autograd.Function):
-    """A rotation; its gradient is the rotation by the opposite angle (and factor of the table)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        ctx.interleaved = interleaved
-        return _turn(x, cos, sin, interleaved)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        cos, sin = ctx.saved_tensors
-        return _turn(grads[0], cos, -sin, ctx.interleaved), None, None, None
-
-
 def rotate(x: Tensor, table: RotaryTable) -> Tensor:
     """Apply `table` to `x` [B, S, heads, D]; lanes beyond the rotated ones pass unchanged."""
-    result = _Rotate.apply(x, table.cos, table.sin, table.interleaved)
-    assert isinstance(result, Tensor)
-    return result
+    return rotary(x, *table.angles(), interleaved=table.interleaved)
+
+
+def rotate_split(qkv: Tensor, table: RotaryTable) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut `qkv` [B, S, G, R + 2, D] into turned q and k and plain v, in one pass.
+
+    Returns:
+        q [B, S, G, R, D], k and v [B, S, G, D].
+    """
+    return rotary_split(qkv, *table.angles(), interleaved=table.interleaved)
