@@ -186,8 +186,9 @@ def _peer_logits(directory: Path, tokens: Tensor, plan: Plan, remarks: list[str]
         )
         return None
     logging.disable_progress_bar()
+    # The other forms of attention leave the soft caps of Gemma 2 out.
     model = AutoModelForCausalLM.from_pretrained(
-        str(directory), local_files_only=True, trust_remote_code=False
+        str(directory), local_files_only=True, trust_remote_code=False, attn_implementation="eager"
     )
     model = model.float().eval()
     rounded = plan.description.dtype
