@@ -119,10 +119,8 @@ def _write_file(path: Path, chunks: Sequence[Chunk], stacks: Mapping[str, int]) 
         for chunk in chunks:
             key, shape, offsets, data = _stored(chunk, stacks)
             stream = TorchFileStream(data)
-            crc = 0
             padding = bytes(-stream.num_bytes % _ALIGNMENT)
             for piece in itertools.chain(stream.chunks(), (padding,)):
-                crc = _C.crc32(piece, crc)
                 output.write(piece)
             record = SpanRecord(
                 key=key,
@@ -131,7 +129,7 @@ def _write_file(path: Path, chunks: Sequence[Chunk], stacks: Mapping[str, int]) 
                 length=stream.num_bytes + len(padding),
                 data=stream.start("data/0"),
                 size=data.nbytes,
-                crc=crc,
+                crc=_C.crc32(padding, stream.checksum),
             )
             rows.append([record.values(), shape, list(data.shape), _name(chunk), stream.num_bytes])
             start += record.length

@@ -6,6 +6,7 @@ import argparse
 import io
 import pickle
 import zipfile
+import zlib
 from collections import OrderedDict
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def test_torch_reads_ours(tmp_path: Path, case: str) -> None:
     assert_same(plain(torch.load(path, weights_only=False)), plain(value))
     assert_same(plain(torch.load(path, weights_only=False, mmap=True)), plain(value))
     assert_same(read_torch_file(path, verify=True), plain(value))
+    assert stream.checksum == zlib.crc32(path.read_bytes())
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
         for info in archive.infolist():

@@ -62,6 +62,7 @@ class TorchFileStream:
 
     Attributes:
         num_bytes: Size of the file, known before the first chunk is made.
+        checksum: CRC-32 of the whole file; complete after the last chunk. Costs no second pass.
         checksums: Record -> CRC-32 of its data; complete after the last chunk. The first tensor of
             the value is record "data/0", the next different one "data/1".
     """
@@ -84,6 +85,7 @@ class TorchFileStream:
         self._records.append((_ID_RECORD, b"0" * _ID_BYTES))
         self._places = _places(self._records)
         self._directory_start = self._places[-1].end
+        self.checksum = 0
         self.checksums: dict[str, int] = {}
         self.num_bytes = self._directory_start + len(_directory(self._places, {}, 0))
 
@@ -93,18 +95,21 @@ class TorchFileStream:
         for (name, data), place in zip(self._records, self._places, strict=True):
             if name == _ID_RECORD:
                 data = self._identifier()
-            header = _header(place, at)
-            yield header
+            yield self._counted(_header(place, at))
             crc = 0
             for piece in byte_chunks(data):
                 crc = _C.crc32(piece, crc)
                 yield piece
             self.checksums[name] = crc
+            self.checksum = _C.crc32_combine(self.checksum, crc, place.size)
             if place.size:
-                yield struct.pack("<4sI" + ("QQ" if place.wide else "II"), b"PK\x07\x08", crc,
-                                  place.size, place.size)  # fmt: skip
+                yield self._counted(_sizes_after(place, crc))
             at = place.end
-        yield _directory(self._places, self.checksums, self._directory_start)
+        yield self._counted(_directory(self._places, self.checksums, self._directory_start))
+
+    def _counted(self, piece: bytes) -> bytes:
+        self.checksum = _C.crc32(piece, self.checksum)
+        return piece
 
     def start(self, record: str) -> int:
         """Where the data of a record begins, from the start of the file.
@@ -186,6 +191,12 @@ def _header(place: _Place, at: int) -> bytes:
         "<4s5H3I2H", b"PK\x03\x04", 0, _FLAGS, 0, 0, 0, 0, 0, 0, len(name), len(extra)
     )
     return fixed + name + extra
+
+
+def _sizes_after(place: _Place, crc: int) -> bytes:
+    """What follows the data of a record."""
+    widths = "QQ" if place.wide else "II"
+    return struct.pack(f"<4sI{widths}", b"PK\x07\x08", crc, place.size, place.size)
 
 
 def _directory(places: list[_Place], checksums: dict[str, int], start: int) -> bytes:
