@@ -189,6 +189,11 @@ TRIGGERS: dict[str, list[tuple[str, str]]] = {
     "MC0612": [("--tiktoken-special-tokens <unk> <s>", "")],
     "MC0701": [("--save out", "")],
     "MC0702": [("--use-checkpoint-args", ""), ("--ckpt-step 3", ""), ("--finetune", "")],
+    "MC0750": [("--load d --ckpt-convert-format torch", ""), ("--ckpt-convert-save d", "")],
+    "MC0751": [
+        ("--pretrained-checkpoint d --lora-rank 4 --ckpt-format torch", ""),
+        ("--save d --save-interval 1 --async-save --ckpt-format torch", ""),
+    ],
     "MC0731": [("--save d --save-interval 1 --non-persistent-global-ckpt-dir d", "")],
     "MC0801": [("--wandb-project p", "")],
     "MC0802": [("--profile --profile-step-start 5 --profile-step-end 5", "")],

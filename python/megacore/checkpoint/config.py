@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ from megacore.errors import Fault
 # Directory of checkpoints of which only the newest is kept, in the one of the others.
 NON_PERSISTENT = "non_persistent"
 # Values of --ckpt-format that a run can have.
-WRITTEN_FORMATS = ("torch_dist",)
+WRITTEN_FORMATS = ("torch_dist", "torch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +114,17 @@ class CheckpointConfig:
         default=False,
         help="fail instead of starting from random weights when nothing is found",
     )
+    ckpt_convert_format: str | None = flag(
+        "--ckpt-convert-format",
+        default=None,
+        choices=("torch", "torch_dist", "zarr"),
+        help="write what was loaded in this format, and exit; needs --load and --ckpt-convert-save",
+    )
+    ckpt_convert_save: str | None = flag(
+        "--ckpt-convert-save",
+        default=None,
+        help="where that goes: into a directory of the name of the format in this one",
+    )
 
     @property
     def non_persistent_save(self) -> Path | None:
@@ -139,6 +150,7 @@ class CheckpointConfig:
         if self.save is not None and self.save_interval is None:
             yield fault("MC0701", {"--save": self.save}, allowed="--save-interval N")
         yield from self._operation_faults()
+        yield from self._format_faults()
         asking = {
             "--use-checkpoint-args": self.use_checkpoint_args,
             "--exit-on-missing-checkpoint": self.exit_on_missing_checkpoint,
@@ -148,6 +160,40 @@ class CheckpointConfig:
         given = {name: "" for name, there in asking.items() if there}
         if given and self.load is None and self.pretrained_checkpoint is None:
             yield fault("MC0702", given, allowed="--load DIR")
+
+    def converting(self) -> CheckpointConfig:
+        """The settings of a run that only converts a checkpoint: where it saves, and how."""
+        assert self.ckpt_convert_save is not None
+        assert self.ckpt_convert_format is not None
+        return replace(
+            self,
+            save=str(Path(self.ckpt_convert_save, self.ckpt_convert_format)),
+            save_interval=1,
+            non_persistent_save_interval=None,
+            ckpt_format=self.ckpt_convert_format,
+            ckpt_convert_format=None,
+            ckpt_convert_save=None,
+            async_save=False,
+            no_save_optim=self.no_save_optim or self.no_load_optim or self.finetune,
+            no_save_rng=self.no_save_rng or self.no_load_rng or self.finetune,
+        )
+
+    def _format_faults(self) -> Iterator[Fault]:
+        """Rules of formats and of the conversion between them."""
+        if self.ckpt_convert_format is not None and self.ckpt_convert_format not in WRITTEN_FORMATS:
+            more = "megacore does not write it; torch_dist is read by the same programs"
+            given_format = {"--ckpt-convert-format": self.ckpt_convert_format}
+            yield fault("MC0011", given_format, allowed=", ".join(WRITTEN_FORMATS), more=more)
+        if self.ckpt_format == "torch" and self.async_save:
+            yield fault("MC0751", {"--async-save": "", "--ckpt-format": "torch"})
+        asked: dict[str, object] = {
+            "--ckpt-convert-format": self.ckpt_convert_format,
+            "--ckpt-convert-save": self.ckpt_convert_save,
+            "--load": self.load,
+        }
+        converts = self.ckpt_convert_format is not None or self.ckpt_convert_save is not None
+        if converts and None in asked.values():
+            yield fault("MC0750", asked, allowed="all three")
 
     def _operation_faults(self) -> Iterator[Fault]:
         """Rules of how often is saved, and what is kept."""

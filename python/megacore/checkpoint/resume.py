@@ -51,6 +51,7 @@ def decide(config: CheckpointConfig) -> ResumePlan:
         "--exit-on-missing-checkpoint": config.exit_on_missing_checkpoint,
         "--finetune": config.finetune,
         "--ckpt-step": config.ckpt_step is not None,
+        "--ckpt-convert-format": config.ckpt_convert_format is not None,
     }
     demanded_by = ", ".join(flag for flag, given in strict.items() if given)
     if config.load is not None:

@@ -408,6 +408,18 @@ RULES: dict[str, Rule] = {
         "checkpoints that are to stay.",
         "Name another directory, or leave the flag out: then it is non_persistent in `--save`.",
     ),
+    "MC0750": Rule(
+        "A conversion needs a checkpoint, a format and a place",
+        "`--ckpt-convert-format F --ckpt-convert-save D` loads the checkpoint of `--load`, writes "
+        "it to `D/F` in the format F, and exits.",
+        "Give `--load`, `--ckpt-convert-format` and `--ckpt-convert-save`, or only the first.",
+    ),
+    "MC0751": Rule(
+        "The format `torch` cannot hold this",
+        "Megatron-LM's format has a place for a whole model and its optimizer, written while "
+        "training waits: not for adapters alone, and not for saving in the background.",
+        "Use `--ckpt-format torch_dist`, or leave the other flag out.",
+    ),
     # Logging and profiling.
     "MC0801": Rule(
         "--wandb-project needs --wandb-exp-name",

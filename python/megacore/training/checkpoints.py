@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from megacore.checkpoint import Checkpoint, ResumePlan, VocabularyRows
+from megacore.checkpoint import Checkpoint, ResumePlan, VocabularyRows, open_checkpoint
 from megacore.checkpoint.adapters import holds_adapters
 from megacore.checkpoint.config import CheckpointConfig
 from megacore.checkpoint.strictness import STRICTNESS
@@ -36,6 +36,7 @@ from megacore.training.checkpoint_parts import (
 from megacore.training.learner import Learner
 from megacore.training.live_view import Screen
 from megacore.training.outputs import Outputs
+from megacore.training.rank_files import RankFiles, rng_entries
 from megacore.training.run_config import RunConfig
 from megacore.training.run_state import RunState
 from megacore.training.saver import Saver, SaveRequest
@@ -159,34 +160,53 @@ class Checkpoints:
         assert self._saver is not None
         iteration, where = state.iteration, self._saver.path(is_persistent=is_persistent)
         self._screen.line(f"saving checkpoint at iteration {iteration:7d} to {where}")
+        request = self._request(state, is_persistent=is_persistent)
+        # The counters go on while a save may still be under way.
+        at_save = replace(state)
+        self._saver.save(request, lambda: self._note_saved(at_save, where))
+
+    def _request(self, state: RunState, *, is_persistent: bool) -> SaveRequest:
+        """What this process is to write, in the format of the run."""
         learner, groups = self._learner, self._groups
-        spread = self._config.ckpt_fully_parallel_save
-        parts = {MODEL: model_parts(learner, groups, spread=spread)}
-        tensors = {}
         values: dict[str, Any] = {
             "args": self._arguments,
             "counters": state.values(),
             "scheduler": learner.scheduler.state_values(),
             "environment": environment(self._device),
         }
-        if not self._config.no_save_optim:
-            parts[OPTIMIZER] = optimizer_parts(learner, groups, spread=spread)
+        has_optimizer, has_rng = not self._config.no_save_optim, not self._config.no_save_rng
+        if has_optimizer:
             values[OPTIMIZER] = learner.optimizer.state_values()
-        if not self._config.no_save_rng:
+        if has_rng:
+            values["rng_layout"] = rng_layout(groups)
+        if self._config.ckpt_format == "torch":
+            rng = rng_entries(groups, self._stream, self._device) if has_rng else None
+            collected = RankFiles(learner, groups, self._device)
+            files = collected.collect(state.iteration, values, rng)
+            return SaveRequest(
+                iteration=state.iteration,
+                tensors={},
+                parts={},
+                values=values,
+                is_persistent=is_persistent,
+                files=files,
+            )
+        spread = self._config.ckpt_fully_parallel_save
+        parts = {MODEL: model_parts(learner, groups, spread=spread)}
+        tensors = {}
+        if has_optimizer:
+            parts[OPTIMIZER] = optimizer_parts(learner, groups, spread=spread)
+        if has_rng:
             tensors[RNG], own = gather_rng_of(groups, self._stream)
             all_values = GroupWriters(groups.world, self._device).exchange(own)
             values[RNG] = {name: value for part in all_values for name, value in part.items()}
-            values["rng_layout"] = rng_layout(groups)
-        request = SaveRequest(
-            iteration=iteration,
+        return SaveRequest(
+            iteration=state.iteration,
             tensors=tensors,
             parts=parts,
             values=values,
             is_persistent=is_persistent,
         )
-        # The counters go on while a save may still be under way.
-        at_save = replace(state)
-        self._saver.save(request, lambda: self._note_saved(at_save, where))
 
     def _note_saved(self, state: RunState, where: Path) -> None:
         """Says that a checkpoint is published."""
@@ -251,7 +271,7 @@ class Resume:
         self._screen = screen
         self._screen.line(f" loading checkpoint from {plan.source}")
         source = plan.source
-        self._checkpoint = self._together(lambda: Checkpoint(source))
+        self._checkpoint = self._together(lambda: self._open(source))
         self._strictness = STRICTNESS[run.checkpoint.dist_ckpt_strictness]
         self._arguments = self._stored_arguments()
         self._of_adapters = holds_adapters(self._arguments)
@@ -261,6 +281,9 @@ class Resume:
                 "go on training them, or join them with their base model (megacore lora merge)"
             )
         self._check_architecture()
+
+    def _open(self, source: Path) -> Checkpoint:
+        return open_checkpoint(source, share=(self._writers.rank, self._writers.size))
 
     def _together(self, work: Callable[[], Result]) -> Result:
         """What the own share of some work gives; it has to succeed on every process."""

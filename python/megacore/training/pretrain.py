@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from datetime import datetime
 
 import torch
@@ -46,6 +47,10 @@ def pretrain(
         MegacoreError: The run cannot go on; the message says why.
     """
     started = datetime.now()
+    converts = run.checkpoint.ckpt_convert_save is not None
+    if converts:
+        training = replace(run.training, skip_train=False)
+        run = replace(run, checkpoint=run.checkpoint.converting(), training=training)
     with ExitStack() as stack:
         groups = groups or stack.enter_context(_launched_groups(run))
         device = training_device(run)
@@ -66,7 +71,10 @@ def pretrain(
         )
         trainer = setup.build()
         stack.callback(trainer.close)
-        if run.training.skip_train:
+        if converts:
+            trainer.save_for_good()
+            screen.line(f"converted checkpoint: {run.checkpoint.load} -> {run.checkpoint.save}")
+        elif run.training.skip_train:
             screen.line("skipping training (--skip-train is on) ...")
             trainer.evaluate_at_end()
         elif not train(trainer):

@@ -217,6 +217,8 @@ class RunConfig:
         if not self.lora.is_on:
             return
         given = {"--lora-rank": self.lora.lora_rank}
+        if self.checkpoint.ckpt_format == "torch":
+            yield fault("MC0751", {**given, "--ckpt-format": "torch"}, allowed="torch_dist")
         checkpoint = self.checkpoint
         if checkpoint.load is None and checkpoint.pretrained_checkpoint is None:
             yield fault("MC1103", given, allowed="--pretrained-checkpoint DIR")

@@ -240,7 +240,7 @@ class Trainer:
         checkpoints = self._parts.checkpoints
         checkpoints.poll()
         if self._term_received():
-            self._save_for_good()
+            self.save_for_good()
             self._say_moment("exiting program after receiving SIGTERM.")
             return True
         if _is_due(iteration, checkpoints.interval):
@@ -250,11 +250,11 @@ class Trainer:
         if training.exit_duration_in_mins:
             minutes = self._minutes()
             if minutes > training.exit_duration_in_mins:
-                self._save_for_good()
+                self.save_for_good()
                 self._say_moment(f"exiting program after {minutes} minutes")
                 return True
         if _is_due(iteration, training.exit_interval):
-            self._save_for_good()
+            self.save_for_good()
             self._say_moment(f"exiting program at iteration {iteration}")
             return True
         return False
@@ -284,8 +284,8 @@ class Trainer:
         if self._state.iteration != self._first_iteration:
             self._save()
 
-    def _save_for_good(self) -> None:
-        """The last checkpoint of a run that ends early, published when this returns."""
+    def save_for_good(self) -> None:
+        """Save the run as it is before it ends early; published when this returns."""
         self._save()
         self._parts.checkpoints.finish()
 
