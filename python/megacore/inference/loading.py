@@ -17,9 +17,10 @@ from megacore.data.tokenizers import Tokenizer, build_tokenizer
 from megacore.errors import CheckpointError
 from megacore.inference.foreign import foreign_source, model_of, tokenizer_of
 from megacore.layers.lora import is_adapter_name
+from megacore.models.adapted import add_adapters
 from megacore.models.config import ModelConfig
 from megacore.models.gpt import GPTModel
-from megacore.models.lora import LoraConfig, add_adapters
+from megacore.models.lora import LoraConfig
 
 _Config = TypeVar("_Config")
 

@@ -1,4 +1,4 @@
-"""Settings of low-rank adapters, and how they are put into a finished model."""
+"""Settings of low-rank adapters; `models.adapted` puts them into a model."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from torch import nn
-
 from megacore.config.faults import fault
 from megacore.config.fields import flag
 from megacore.config.settings import refuse, value_faults
 from megacore.errors import Fault
-from megacore.layers.linear import Linear
-from megacore.layers.lora import LowRankAdapter
 
 LORA_TARGETS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 
@@ -101,27 +97,3 @@ class LoraConfig:
 
 def _words(values: tuple[str, ...]) -> list[str]:
     return [word for value in values for word in value.split(",") if word]
-
-
-def add_adapters(model: nn.Module, lora: LoraConfig) -> None:
-    """Freezes a model, and gives its linear layers adapters that are trained.
-
-    Args:
-        model: Whole model, on any device; changed in place. The new parameters are not initialised
-            (see `models.initialization`); they have the dtype of the layer's weight.
-        lora: Settings; `lora_rank` is given.
-    """
-    model.requires_grad_(False)
-    for name, layer in list(model.named_modules()):
-        if not isinstance(layer, Linear) or name.rpartition(".")[2] not in lora.targets:
-            continue
-        out_size, in_size = layer.weight.shape
-        layer.adapter = LowRankAdapter(
-            in_size,
-            out_size,
-            rank=lora.lora_rank or 1,
-            scale=lora.scale,
-            dropout=lora.lora_dropout,
-            dtype=layer.weight.dtype,
-            device=layer.weight.device,
-        )

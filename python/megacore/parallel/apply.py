@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from megacore.models.adapted import add_adapters
 from megacore.models.config import ModelConfig, RecomputeConfig
 from megacore.models.gpt import GPTModel
 from megacore.models.initialization import init_weights
-from megacore.models.lora import LoraConfig, add_adapters
+from megacore.models.lora import LoraConfig
 from megacore.parallel.config import ParallelConfig
 from megacore.parallel.context import apply_context_parallel
 from megacore.parallel.groups import ParallelGroups

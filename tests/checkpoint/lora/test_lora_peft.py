@@ -21,8 +21,9 @@ from megacore.checkpoint.lora.adapter import read_adapters
 from megacore.checkpoint.lora.peft import import_peft
 from megacore.errors import CheckpointError
 from megacore.layers.lora import is_adapter_name
+from megacore.models.adapted import add_adapters
 from megacore.models.gpt import GPTModel
-from megacore.models.lora import LoraConfig, add_adapters
+from megacore.models.lora import LoraConfig
 
 sys.path.append(str(Path(__file__).parents[1] / "convert"))
 from hf_cases import hf_model, tokens
