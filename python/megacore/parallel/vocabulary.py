@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from megacore.errors import UsageError
-from megacore.layers.cross_entropy import rows_per_chunk
+from megacore.layers.cross_entropy import loss_dtype
 from megacore.layers.embedding import lookup
+from megacore.ops.cross_entropy import PLAIN, LogitSums, logit_sums
 from megacore.parallel.collectives import reduce, reduce_scatter, start_all_reduce
 from megacore.parallel.groups import Group
 from megacore.parallel.pieces import SEQUENCE
@@ -110,9 +111,7 @@ class SplitTokenLoss(nn.Module):
             UsageError: A label lies outside the vocabulary.
         """
         check_ids(labels, logits.shape[-1] * self.group.size, "label")
-        compute = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        if self.in_half and logits.dtype == torch.float16:
-            compute = torch.float16
+        compute = loss_dtype(logits, in_half=self.in_half)
         losses = _CrossEntropy.apply(logits.flatten(0, 1), labels.reshape(-1), compute, self.group)
         assert isinstance(losses, Tensor)
         return losses.view(labels.shape)
@@ -123,40 +122,33 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, labels: Tensor, compute: torch.dtype, group: Group
     ) -> Tensor:
-        local, elsewhere = local_ids(labels, logits.shape[1], group.rank)
-        largest = torch.empty(labels.shape, dtype=compute, device=logits.device)
-        rows = rows_per_chunk(logits)
-        parts = [slice(start, start + rows) for start in range(0, logits.shape[0], rows)]
-        for part in parts:
-            torch.amax(logits[part].to(compute), dim=1, out=largest[part])
+        first = group.rank * logits.shape[1]
+        here = logit_sums(logits, labels, first_column=first, compute=compute)
+        largest = here.largest.clone()
         group.all_reduce(largest, "max")
-        # [2, M]: the sum of the exponentials, and the label's logit, which one process has.
-        sums = torch.empty((2, *labels.shape), dtype=compute, device=logits.device)
-        total, chosen = sums.unbind(0)
-        for part in parts:
-            chunk = logits[part].to(compute) - largest[part, None]
-            chosen[part] = chunk.gather(1, local[part, None])[:, 0]
-            torch.sum(chunk.exp_(), dim=1, out=total[part])
-        chosen.masked_fill_(elsewhere, 0.0)
-        start_all_reduce(sums, group)()
-        loss = total.log() - chosen
-        ctx.save_for_backward(local, elsewhere, largest, total)
-        ctx.logits = logits
-        return loss.float() if compute == torch.float16 else loss
+        # The sum of the exponentials relative to the largest logit of all, and the label's logit,
+        # which one process has.
+        both = torch.stack((here.total * (here.largest - largest).exp(), here.chosen))
+        start_all_reduce(both, group)()
+        total, chosen = both.unbind(0)
+        sums = LogitSums(largest, total, chosen, here.sum)
+        ctx.save_for_backward(labels, *sums)
+        ctx.logits, ctx.first, ctx.vocab_size = logits, first, logits.shape[1] * group.size
+        losses = PLAIN.losses(sums, labels, ctx.vocab_size)
+        return losses.float() if compute == torch.float16 else losses
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        local, elsewhere, largest, total = ctx.saved_tensors
+        labels, *sums = ctx.saved_tensors
         logits, ctx.logits = ctx.logits, None
         if logits is None:
             raise RuntimeError("cross entropy: a second backward; its logits were overwritten")
-        grad = grads[0].to(largest.dtype)
-        at_label = grad.masked_fill(elsewhere, 0.0).neg_()
-        rows = rows_per_chunk(logits)
-        for start in range(0, logits.shape[0], rows):
-            part = slice(start, start + rows)
-            chunk = (logits[part].to(largest.dtype) - largest[part, None]).exp_()
-            chunk.mul_((grad[part] / total[part])[:, None])
-            chunk.scatter_add_(1, local[part, None], at_label[part, None])
-            logits[part] = chunk
+        PLAIN.write_gradient(
+            logits,
+            labels,
+            LogitSums(*sums),
+            grads[0],
+            vocab_size=ctx.vocab_size,
+            first_column=ctx.first,
+        )
         return logits, None, None, None
