@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import sys
-import types
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from hostile import call, name, text
 from torch.distributed.checkpoint import metadata as torch_metadata
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-from torch_file_cases import assert_same
+from torch_file_cases import assert_same, pretended_module
 
 from megacore.checkpoint.torch_files import TorchFileStream, read_torch_file
 from megacore.checkpoint.torch_files.dcp import (
@@ -164,17 +163,13 @@ def test_the_metadata_of_torch_is_equal(tmp_path: Path) -> None:
     assert ours.version == theirs.version
 
 
-def test_metadata_of_megatron_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metadata_of_megatron_is_read(tmp_path: Path) -> None:
     """Its class extends torch's; neither is needed to read it."""
-    module = types.ModuleType("megatron.core.dist_checkpointing.strategies.torch")
 
     @dataclass
     class MCoreMetadata(torch_metadata.Metadata):
         mcore_data: Any = None
 
-    MCoreMetadata.__module__ = module.__name__
-    MCoreMetadata.__qualname__ = "MCoreMetadata"
-    module.MCoreMetadata = MCoreMetadata  # type: ignore[attr-defined]
     value = MCoreMetadata(
         {
             "w": torch_metadata.TensorStorageMetadata(
@@ -194,12 +189,7 @@ def test_metadata_of_megatron_is_read(tmp_path: Path, monkeypatch: pytest.Monkey
         },
         mcore_data={"w": {"nd_reformulated_orig_global_shape": (2, 8)}},
     )
-    with monkeypatch.context() as patch:
-        parent = ""
-        for part in module.__name__.split("."):
-            parent = f"{parent}.{part}".lstrip(".")
-            patch.setitem(sys.modules, parent, types.ModuleType(parent))
-        patch.setitem(sys.modules, module.__name__, module)
+    with pretended_module("megatron.core.dist_checkpointing.strategies.torch", MCoreMetadata):
         (tmp_path / METADATA_NAME).write_bytes(pickle.dumps(value))
     metadata = read_dcp_metadata(tmp_path)
     assert metadata.entries["w"] == TensorEntry(

@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import enum
 import pickle
-import sys
-import types
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch_file_cases import CASES, assert_same, plain
+from torch_file_cases import CASES, assert_same, plain, pretended_module
 
 from megacore.checkpoint.torch_files import Limits, Record, encode_pickle
 from megacore.checkpoint.torch_files.machine import load_pickle
@@ -91,9 +89,8 @@ def test_pickles_of_python_2(case: str) -> None:
     assert_same(load(data), expected)
 
 
-def test_enumerations_and_objects_of_megatron(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_enumerations_and_objects_of_megatron() -> None:
     """Made by classes that exist while they are written, and do not when they are read."""
-    module = types.ModuleType("megatron.core.enums")
 
     class ModelType(enum.Enum):
         encoder_or_decoder = 1
@@ -110,13 +107,7 @@ def test_enumerations_and_objects_of_megatron(monkeypatch: pytest.MonkeyPatch) -
         def __init__(self) -> None:
             self.x = 3
 
-    with monkeypatch.context() as patch:
-        for kind in (ModelType, Config, Slotted):
-            kind.__module__, kind.__qualname__ = module.__name__, kind.__name__
-            setattr(module, kind.__name__, kind)
-        patch.setitem(sys.modules, "megatron", types.ModuleType("megatron"))
-        patch.setitem(sys.modules, "megatron.core", types.ModuleType("megatron.core"))
-        patch.setitem(sys.modules, module.__name__, module)
+    with pretended_module("megatron.core.enums", ModelType, Config, Slotted):
         values = [
             pickle.dumps([ModelType.encoder_and_decoder, Config(), Slotted(), Config], protocol)
             for protocol in (2, 4, 5)

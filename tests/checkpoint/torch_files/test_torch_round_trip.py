@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.serialization import config as serialization_config
-from torch_file_cases import CASES, assert_same, plain
+from torch_file_cases import CASES, assert_same, plain, pretended_module
 
 from megacore.checkpoint.torch_files import (
     Record,
@@ -167,3 +167,43 @@ def test_files_of_more_than_4_gib(tmp_path: Path) -> None:
     assert large[-1] == 7
     assert torch.equal(small, torch.arange(5))
     (tmp_path / "theirs.pt").unlink()
+
+
+class Tagged(torch.Tensor):
+    """A tensor subclass, as they are made of a plain tensor."""
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_parameters_with_attributes_and_subclasses_are_plain_tensors(
+    tmp_path: Path, form: str
+) -> None:
+    parameter = torch.nn.Parameter(torch.arange(3.0))
+    parameter.tensor_model_parallel = True  # As Megatron-LM marks its parameters.
+    tensor = torch.arange(4)
+    tensor.note = "x"
+    value = [parameter, tensor, torch.arange(5.0).as_subclass(Tagged)]
+    # A class of this file would be refused by its name.
+    with pretended_module("megatron.core.tensor", Tagged):
+        torch.save(value, tmp_path / "file.pt", **FORMATS[form])
+    assert_same(
+        read_torch_file(tmp_path / "file.pt"),
+        [torch.arange(3.0), torch.arange(4), torch.arange(5.0)],
+    )
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_state_dictionaries_of_modules(tmp_path: Path, form: str) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)).bfloat16()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
+    module(torch.randn(4, 3, dtype=torch.bfloat16)).sum().backward()
+    optimizer.step()
+    value = {"model": module.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(value, tmp_path / "file.pt", **FORMATS[form])
+    assert_same(read_torch_file(tmp_path / "file.pt", verify=form.startswith("zip")), plain(value))
+
+
+@pytest.mark.gpu
+def test_tensors_on_a_gpu_are_stored_from_there() -> None:
+    value = [torch.randn(700, 1000, device="cuda"), torch.arange(24, device="cuda").view(4, 6).t()]
+    loaded = torch.load(io.BytesIO(torch_file_bytes(value)))
+    assert_same(loaded, [tensor.cpu() for tensor in value])

@@ -7,7 +7,11 @@ import collections
 import io
 import math
 import pathlib
+import sys
+import types
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -74,6 +78,25 @@ CASES: dict[str, Any] = {
         "range": range(1, 5, 2),
     },
 }  # fmt: skip
+
+
+@contextmanager
+def pretended_module(name: str, *classes: type) -> Iterator[None]:
+    """A module, such as one of Megatron-LM, that has these classes while the block runs."""
+    names = name.split(".")
+    modules = {
+        parent: types.ModuleType(parent)
+        for parent in (".".join(names[: i + 1]) for i in range(len(names)))
+    }
+    for kind in classes:
+        kind.__module__, kind.__qualname__ = name, kind.__name__
+        setattr(modules[name], kind.__name__, kind)
+    sys.modules.update(modules)
+    try:
+        yield
+    finally:
+        for parent in modules:
+            del sys.modules[parent]
 
 
 def plain(value: Any) -> Any:

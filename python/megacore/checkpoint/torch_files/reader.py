@@ -34,7 +34,8 @@ def read_torch_file(
 
     Args:
         source: The file, or (path, offset, length) for one that is embedded in another.
-        verify: Also compare the bytes of every tensor with the checksums of the file.
+        verify: Also compare the bytes of every tensor with the checksums of the file; the format
+            before torch 1.6 has none.
         limits: Bounds on what it may ask for.
 
     Raises:
