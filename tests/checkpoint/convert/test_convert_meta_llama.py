@@ -17,6 +17,7 @@ from megacore.checkpoint.convert.meta_tokenizer import meta_tokenizer
 from megacore.checkpoint.convert.model_stream import SourceOptions
 from megacore.checkpoint.convert.registry import detect
 from megacore.checkpoint.convert.streamed import streamed_logits
+from megacore.checkpoint.convert.tokenizer_files import of_model
 from megacore.errors import CheckpointError, MegacoreError
 from megacore.testing.tolerance import expect_close
 
@@ -224,6 +225,8 @@ def test_ranks_become_a_tokenizer_with_the_same_ids(tmp_path, above) -> None:
     assert Tokenizer.from_str(later.decode()).token_to_id("<|eot_id|>") == count + 9
     assert Tokenizer.from_str(later.decode()).token_to_id("<|python_tag|>") == count + 10
     assert Tokenizer.from_str(later.decode()).get_vocab_size() == count + 256
+    # The reference's command line names the file itself.
+    assert of_model((tmp_path if above else place) / "tokenizer.model").files == files
 
 
 @pytest.mark.parametrize(

@@ -95,8 +95,8 @@ class ConvertConfig:
     tokenizer_model: str | None = flag(
         "--tokenizer-model",
         default=None,
-        help="tokenizer to travel along instead of the source's: directory with tokenizer.json, or "
-        "a SentencePiece model",
+        help="tokenizer to travel along instead of the source's: directory with tokenizer.json, "
+        "SentencePiece model, or token ranks of Llama 3",
     )
     vocab_file: str | None = flag(
         "--vocab-file", default=None, help="vocabulary to travel along instead of the source's"

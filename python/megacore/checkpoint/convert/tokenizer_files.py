@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megacore.checkpoint.convert.model_stream import ModelDescription
+from megacore.checkpoint.convert.token_ranks import files_of_ranks, read_ranks
 from megacore.data.config import TokenizerConfig
 from megacore.data.tokenizers import Tokenizer, build_tokenizer
 from megacore.errors import CheckpointError
@@ -62,7 +63,7 @@ def of_directory(directory: Path) -> TokenizerFiles:
         name: directory / name for name in HUGGING_FACE_FILES if (directory / name).is_file()
     }
     if "tokenizer.json" in files:
-        return TokenizerFiles(_hugging_face("."), files)
+        return TokenizerFiles(hugging_face("."), files)
     if "tokenizer.model" in files:
         return TokenizerFiles(of_model(directory / "tokenizer.model").values, files)
     if {"vocab.json", "merges.txt"} <= files.keys():
@@ -95,9 +96,15 @@ def of_model(path: Path) -> TokenizerFiles:
     if start[:1] == b"\x0a":
         values = {"tokenizer_type": "Llama2Tokenizer", "tokenizer_model": "tokenizer.model"}
         return TokenizerFiles(values, {"tokenizer.model": path})
+    try:
+        ranks = read_ranks(path)
+        if ranks is not None:
+            return TokenizerFiles(hugging_face("."), files_of_ranks(ranks, later_names=False))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not a tokenizer that can be used: {error}") from error
     raise CheckpointError(
-        f"{path}: not a tokenizer that can be recognised: expected a SentencePiece model, or a "
-        "directory with tokenizer.json"
+        f"{path}: not a tokenizer that can be recognised: expected a SentencePiece model, token "
+        "ranks of Llama 3, or a directory with tokenizer.json"
     )
 
 
@@ -204,5 +211,6 @@ def tokenizer_of(description: ModelDescription) -> TokenizerFiles:
     return TokenizerFiles(description.tokenizer, description.tokenizer_files)
 
 
-def _hugging_face(path: str) -> dict[str, str]:
+def hugging_face(path: str) -> dict[str, str]:
+    """Values of a tokenizer that lies in a directory as Hugging Face saves it."""
     return {"tokenizer_type": "HuggingFaceTokenizer", "tokenizer_model": path}
