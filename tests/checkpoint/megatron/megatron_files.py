@@ -321,6 +321,7 @@ def write_checkpoint(
     bucket_size: int | None = None,
     decoupled: bool = False,
     args: dict[str, Any] | None = None,
+    scheduler: dict[str, Any] | None = None,
     transform: Any = None,
 ) -> Written:
     """Writes all rank files and the tracker.
@@ -338,6 +339,7 @@ def write_checkpoint(
         bucket_size: Of the first stage's first buffer.
         decoupled: Embedding and output have a learning rate of their own.
         args: Further args.
+        scheduler: opt_param_scheduler.
         transform: Called with (canonical name, local tensor) of a rank; what is stored instead.
     """
     mains = full_model(shape, dtype=torch.float32)
@@ -386,7 +388,7 @@ def write_checkpoint(
                     state["optimizer"], flat = buffers(chunks, dp=dp, bucket_sizes=sizes)
                     torch.save(flat, path / name / "distrib_optim.pt")
                 if optimizer is not None:
-                    state["opt_param_scheduler"] = dict(SCHEDULER)
+                    state["opt_param_scheduler"] = dict(scheduler or SCHEDULER)
                     state["rng_state"] = rng_state()
                 torch.save(state, path / name / "model_optim_rng.pt")
     tracker = directory / "latest_checkpointed_iteration.txt"

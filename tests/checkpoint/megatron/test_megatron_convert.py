@@ -214,3 +214,31 @@ def test_tensors_that_nobody_knows_stop_a_conversion(tmp_path: Path) -> None:
     source = open_source(tmp_path / "a", SourceOptions())
     with pytest.raises(CheckpointError, match=r"decoder\.layers\.1\.mlp\.router\.weight"):
         convert(source, make_target("core", TargetOptions()), tmp_path / "b")
+
+
+@pytest.mark.parametrize("shape", [Shape(tp=2, pp=2, virtual=2), GATED], ids=["tied", "gated"])
+def test_through_torch_dist_and_back(tmp_path: Path, shape: Shape) -> None:
+    written = write_checkpoint(tmp_path / "a", shape)
+    source = open_source(tmp_path / "a", SourceOptions(vocab_size=30))
+    target = make_target("core", TargetOptions(ckpt_format="torch_dist"))
+    convert(source, target, tmp_path / "b")
+    folder = tmp_path / "b" / "iter_0000007"
+    assert {".metadata", "common.pt", "metadata.json", "checksums.json"} <= {
+        path.name for path in folder.iterdir()
+    }
+    assert not list((tmp_path / "b").glob(".*"))
+    between = open_source(tmp_path / "b", SourceOptions())
+    assert between.description.config == source.description.config
+    assert between.description.vocab_size == 30
+    assert_same(tensors(between), written.model)
+    convert(between, make_target("core", TargetOptions(tensor=2)), tmp_path / "c")
+    assert_same(tensors(open_source(tmp_path / "c", SourceOptions())), written.model)
+
+
+def test_torch_dist_has_no_cut(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is not cut"):
+        make_target("core", TargetOptions(ckpt_format="torch_dist", pipeline=2))
+    with pytest.raises(CheckpointError, match="zarr cannot be written"):
+        make_target("core", TargetOptions(ckpt_format="zarr"))
+    with pytest.raises(CheckpointError, match="legacy models have no checkpoints"):
+        make_target("legacy", TargetOptions(ckpt_format="torch_dist"))
