@@ -1,114 +1,235 @@
-"""Saving and loading a checkpoint against torch.save / torch.load in the same run.
+"""Saving and loading a 124M-parameter model with Adam state, against PyTorch in the same run.
 
-    python benchmarks/bench_checkpoint.py [--mib 1024] [--repeats 5] [--directory DIR]
+    python benchmarks/bench_checkpoint.py [--processes 1 2] [--repeats 5] [--directory DIR]
 
-Ours: checksums of every tensor, fsync of every file and directory, publish by rename; loading
-verifies every checksum while it fills tensors that exist. Peers: `torch.save` with and without
-fsync afterwards (without it nothing is durable when it returns), and `torch.load(mmap=True)`
-followed by `copy_` into tensors that exist (nothing is verified).
+Weights are bfloat16, main parameters and both moments float32: 1.7 GB in the shapes of GPT-2. With
+two processes each has half of every tensor, and all of the norms are with the first one.
+
+Ours: checksums of every chunk, every file and directory on the device, published by a rename;
+loading verifies every checksum. Peers: `torch.distributed.checkpoint` (its files are flushed too;
+nothing is verified), and, for one process, `torch.save` with an fsync and `torch.load` with a
+memory map and copies into the same tensors. Loads find the files in the page cache. All kinds take
+turns; a ratio is the median over the turns of peer time / our time.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+import torch.multiprocessing as mp
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
 
-from megacore.checkpoint import load_checkpoint, save_checkpoint
+from megacore.checkpoint import SaveDirectory, load_checkpoint
+from megacore.checkpoint.pieces import Part
+from megacore.parallel.groups import Group
+from megacore.parallel.layout import ParamLayout
+from megacore.training.checkpoint_parts import GroupWriters
+
+LAYERS, HIDDEN, VOCABULARY, POSITIONS = 12, 768, 50304, 1024
+KINDS = ("main_param", "exp_avg", "exp_avg_sq")
 
 
-def make_tensors(num_bytes: int) -> dict[str, dict[str, Tensor]]:
-    """bf16 weights with fp32 main parameters and two moments, in tensors of some MiB."""
-    per_tensor = 4 << 20
-    count = max(1, num_bytes // (14 * per_tensor))
-    generator = torch.Generator().manual_seed(0)
-    mains = {
-        f"layer.{i}.weight": torch.randn(per_tensor // 1024, 1024, generator=generator)
-        for i in range(count)
+def shapes() -> dict[str, tuple[int, ...]]:
+    """Parameters of the model."""
+    found: dict[str, tuple[int, ...]] = {
+        "embedding.word_embeddings.weight": (VOCABULARY, HIDDEN),
+        "embedding.position_embeddings.weight": (POSITIONS, HIDDEN),
+        "decoder.final_layernorm.weight": (HIDDEN,),
+        "decoder.final_layernorm.bias": (HIDDEN,),
     }
-    optimizer = {
-        f"{kind}.{name}": main.clone()
-        for kind in ("main_param", "exp_avg", "exp_avg_sq")
-        for name, main in mains.items()
+    layer = {
+        "self_attention.linear_qkv.layer_norm_weight": (HIDDEN,),
+        "self_attention.linear_qkv.layer_norm_bias": (HIDDEN,),
+        "self_attention.linear_qkv.weight": (3 * HIDDEN, HIDDEN),
+        "self_attention.linear_qkv.bias": (3 * HIDDEN,),
+        "self_attention.linear_proj.weight": (HIDDEN, HIDDEN),
+        "self_attention.linear_proj.bias": (HIDDEN,),
+        "mlp.linear_fc1.layer_norm_weight": (HIDDEN,),
+        "mlp.linear_fc1.layer_norm_bias": (HIDDEN,),
+        "mlp.linear_fc1.weight": (4 * HIDDEN, HIDDEN),
+        "mlp.linear_fc1.bias": (4 * HIDDEN,),
+        "mlp.linear_fc2.weight": (HIDDEN, 4 * HIDDEN),
+        "mlp.linear_fc2.bias": (HIDDEN,),
     }
-    return {
-        "model": {name: main.bfloat16() for name, main in mains.items()},
-        "optimizer": optimizer,
-    }
+    for i in range(LAYERS):
+        found |= {f"decoder.layers.{i}.{name}": shape for name, shape in layer.items()}
+    return found
 
 
-def median_seconds(work: Callable[[int], None], repeats: int) -> float:
-    """Median over repeats; every repeat gets its number."""
-    times = []
-    for i in range(repeats):
-        os.sync()
-        start = time.perf_counter()
-        work(i)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def make_parts(rank: int, size: int) -> dict[str, list[Part]]:
+    """What a process has: half of every matrix, or everything."""
+    generator = torch.Generator().manual_seed(rank)
+    parts: dict[str, list[Part]] = {"model": [], "optimizer": []}
+    for name, shape in shapes().items():
+        cut = size > 1 and len(shape) > 1
+        if not cut and rank > 0:
+            continue
+        settings = {"shard_dim": 0, "num_shards": size, "shard": rank} if cut else {}
+        layouts = {
+            kind: ParamLayout(name=f"{kind}.{name}", full_shape=shape, **settings) for kind in KINDS
+        }
+        model = ParamLayout(name=name, full_shape=shape, **settings)
+        values = torch.randn(model.local_shape, generator=generator)
+        parts["model"].append(Part(model, values.bfloat16()))
+        parts["optimizer"] += [Part(layout, values.clone()) for layout in layouts.values()]
+    return parts
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mib", type=int, default=1024)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--directory", type=Path, default=None)
-    arguments = parser.parse_args()
-    root = Path(tempfile.mkdtemp(prefix="bench_checkpoint_", dir=arguments.directory))
-    tensors = make_tensors(arguments.mib << 20)
-    size = sum(t.nbytes for group in tensors.values() for t in group.values())
-    peer = root / "peer.pt"
+def peer_state(parts: dict[str, list[Part]], size: int) -> dict[str, Tensor]:
+    """The same tensors as torch.distributed.checkpoint wants them."""
+    own = {part.layout.name: part for group in parts.values() for part in group}
+    if size == 1:
+        return {name: part.data for name, part in own.items()}
+    mesh = init_device_mesh("cpu", (size,))
+    state: dict[str, Tensor] = {}
+    for part in own.values():
+        if part.layout.is_sharded:
+            state[part.layout.name] = DTensor.from_local(
+                part.data, mesh, [Shard(0)], run_check=False
+            )
+        else:
+            state[part.layout.name] = part.data
+    return state
 
-    def save_ours(i: int) -> None:
-        save_checkpoint(root / "ours", i + 1, tensors=tensors, values={}, retain_last=1)
 
-    def save_peer(_: int) -> None:
-        peer.unlink(missing_ok=True)
-        torch.save(tensors, peer)
+class Trial:
+    """One process of a measurement."""
 
-    def save_peer_durably(i: int) -> None:
-        save_peer(i)
-        descriptor = os.open(peer, os.O_RDONLY)
+    def __init__(self, directory: Path, rank: int, size: int) -> None:
+        self._root, self._rank, self._size = directory, rank, size
+        self._parts = make_parts(rank, size)
+        self._peer = peer_state(self._parts, size)
+        group = Group("world")
+        if size > 1:
+            group = Group("world", tuple(range(size)), rank, dist.group.WORLD)
+        self._writers = GroupWriters(group, torch.device("cpu"))
+        self.num_bytes = sum(p.data.nbytes for group in self._parts.values() for p in group)
+
+    def barrier(self) -> None:
+        if self._size > 1:
+            dist.barrier()
+
+    def save(self, turn: int) -> None:
+        with SaveDirectory(self._root / "ours", writers=self._writers) as target:
+            target.save(turn + 1, tensors={}, values={}, parts=self._parts, retain_last=1)
+
+    def load(self, _: int) -> None:
+        checkpoint = load_checkpoint(self._root / "ours")
+        others = {name for group in ("model", "optimizer") for name in checkpoint.names(group)}
+        for group, parts in self._parts.items():
+            checkpoint.fill(group, parts, others=others)
+
+    def save_dcp(self, _: int) -> None:
+        if self._rank == 0:
+            shutil.rmtree(self._root / "dcp", ignore_errors=True)
+        self.barrier()
+        dcp.save(self._peer, checkpoint_id=self._root / "dcp", no_dist=self._size == 1)
+
+    def load_dcp(self, _: int) -> None:
+        dcp.load(self._peer, checkpoint_id=self._root / "dcp", no_dist=self._size == 1)
+
+    def save_torch(self, _: int) -> None:
+        path = self._root / "peer.pt"
+        path.unlink(missing_ok=True)
+        torch.save(self._peer, path)
+        descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
 
-    targets = {
-        g: {n: torch.empty_like(t) for n, t in group.items()} for g, group in tensors.items()
-    }
+    def load_torch(self, _: int) -> None:
+        stored = torch.load(self._root / "peer.pt", mmap=True, weights_only=True)
+        for name, tensor in stored.items():
+            self._peer[name].copy_(tensor)
 
-    def load_ours(_: int) -> None:
-        checkpoint = load_checkpoint(root / "ours")
-        for group, wanted in targets.items():
-            checkpoint.load_into(group, wanted)
-
-    def load_peer(_: int) -> None:
-        for group, stored in torch.load(peer, mmap=True, weights_only=True).items():
-            for name, tensor in stored.items():
-                targets[group][name].copy_(tensor)
-
-    try:
-        results = {
-            "save, megacore (checksums, durable)": median_seconds(save_ours, arguments.repeats),
-            "save, torch.save + fsync": median_seconds(save_peer_durably, arguments.repeats),
-            "save, torch.save (not durable)": median_seconds(save_peer, arguments.repeats),
-            "load, megacore (verified)": median_seconds(load_ours, arguments.repeats),
-            "load, torch.load + copy (not verified)": median_seconds(load_peer, arguments.repeats),
+    def kinds(self) -> dict[str, Callable[[int], None]]:
+        """What is measured, in the order of a turn."""
+        found = {
+            "save, megacore": self.save,
+            "save, torch.distributed.checkpoint": self.save_dcp,
+            "load, megacore": self.load,
+            "load, torch.distributed.checkpoint": self.load_dcp,
         }
-    finally:
-        shutil.rmtree(root)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {size / 2**30:.2f} GiB")
-    print("| what | seconds | GB/s |")
-    print("|---|---|---|")
-    for what, seconds in results.items():
-        print(f"| {what} | {seconds:.2f} | {size / seconds / 1e9:.2f} |")
+        if self._size == 1:
+            found |= {"save, torch.save": self.save_torch, "load, torch.load": self.load_torch}
+        return found
+
+
+def measure(directory: Path, rank: int, size: int, repeats: int) -> dict[str, list[float]]:
+    """Seconds of every kind in every turn; the first turn warms up."""
+    trial = Trial(directory, rank, size)
+    times: dict[str, list[float]] = {name: [] for name in trial.kinds()}
+    for turn in range(repeats + 1):
+        for name, work in trial.kinds().items():
+            if name.startswith("save"):
+                os.sync()
+            trial.barrier()
+            start = time.perf_counter()
+            work(turn)
+            trial.barrier()
+            if turn > 0:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def work(rank: int, directory: str, size: int, repeats: int) -> None:
+    """A process of several."""
+    warnings.filterwarnings("ignore")
+    store = dist.FileStore(f"{directory}/store", size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+    times = measure(Path(directory), rank, size, repeats)
+    if rank == 0:
+        Path(directory, "times.json").write_text(json.dumps(times))
+    dist.destroy_process_group()
+
+
+def report(size: int, times: dict[str, list[float]], num_bytes: int) -> None:
+    """Prints a table."""
+    print(f"\n{size} process{'es' if size > 1 else ''}, {num_bytes / 1e9:.2f} GB")
+    print("| what | median s | GB/s | megacore is faster by |")
+    print("|---|---|---|---|")
+    for name, seconds in times.items():
+        ours = times[f"{name.split(',')[0]}, megacore"]
+        ratio = statistics.median(a / b for a, b in zip(seconds, ours, strict=True))
+        median = statistics.median(seconds)
+        print(f"| {name} | {median:.2f} | {num_bytes / median / 1e9:.2f} | {ratio:.2f} |")
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--directory", type=Path, default=None)
+    arguments = parser.parse_args()
+    per_parameter = 2 + 4 * len(KINDS)
+    num_bytes = per_parameter * sum(torch.Size(shape).numel() for shape in shapes().values())
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    for size in arguments.processes:
+        root = Path(tempfile.mkdtemp(prefix="bench_checkpoint_", dir=arguments.directory))
+        try:
+            if size == 1:
+                times: dict[str, Any] = measure(root, 0, 1, arguments.repeats)
+            else:
+                mp.spawn(work, (str(root), size, arguments.repeats), nprocs=size)
+                times = json.loads((root / "times.json").read_text())
+        finally:
+            shutil.rmtree(root)
+        report(size, times, num_bytes)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,8 @@ from megacore.errors import CheckpointError
 _TWO_FILES_BYTES = 8 << 20
 # Pieces that are smaller than this are written together.
 _SMALL_BYTES = 1 << 16
+# Bytes after which the device is told to begin.
+_ON_ITS_WAY_BYTES = 32 << 20
 # Spans begin at multiples of this, so that tensors can be used where they lie in a mapped file.
 _ALIGNMENT = 64
 
@@ -147,6 +151,7 @@ class _Output:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._pending = bytearray()
+        self._written = self._on_its_way = 0
 
     def write(self, piece: bytes | memoryview) -> None:
         """Writes a piece, at once when it is large."""
@@ -156,12 +161,24 @@ class _Output:
                 return
             piece = b""
         self.flush()
-        write_all(self._descriptor, memoryview(piece))
+        self._write(memoryview(piece))
 
     def flush(self) -> None:
         """Writes what is left."""
-        write_all(self._descriptor, memoryview(self._pending))
+        self._write(memoryview(self._pending))
         self._pending = bytearray()
+
+    def _write(self, data: memoryview) -> None:
+        write_all(self._descriptor, data)
+        self._written += len(data)
+        size = self._written - self._on_its_way
+        if size >= _ON_ITS_WAY_BYTES:
+            # Pages that are to be given up are written to the device first: it works while the
+            # next ones are made, and the flush in the end finds little left to do.
+            # It is a hint: a file system that does not take it loses nothing.
+            with suppress(OSError):
+                os.posix_fadvise(self._descriptor, self._on_its_way, size, os.POSIX_FADV_DONTNEED)
+            self._on_its_way = self._written
 
 
 def _stored(chunk: Chunk, stacks: Mapping[str, int]) -> tuple[str, Index, Index, torch.Tensor]:
