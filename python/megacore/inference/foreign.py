@@ -16,7 +16,7 @@ from megacore.data.tokenizers import Tokenizer
 from megacore.errors import CheckpointError
 from megacore.models.gpt import GPTModel
 
-_ONE_FILE_TELLS = ("gguf", "meta", "hf")
+_WITHOUT_ITERATIONS = ("gguf", "meta", "hf")
 
 
 def foreign_source(path: Path, *, step: int | None) -> Source | None:
@@ -26,13 +26,11 @@ def foreign_source(path: Path, *, step: int | None) -> Source | None:
         CheckpointError: It is one, but cannot be read.
     """
     options = SourceOptions(step=step)
-    for name in _ONE_FILE_TELLS:
-        if registry.loader(name).matches(path):
-            if step is not None:
-                raise CheckpointError(
-                    f"{path}: this format has no iterations; leave out --ckpt-step"
-                )
-            return registry.open_source(path, options, name=name)
+    name = registry.recognised(path)
+    if name in _WITHOUT_ITERATIONS:
+        if step is not None:
+            raise CheckpointError(f"{path}: this format has no iterations; leave out --ckpt-step")
+        return registry.open_source(path, options, name=name)
     found = layout.find_checkpoint(path, step=step) if path.is_dir() else None
     if found is not None and (layout.has_rank_files(found) or not layout.is_complete(found)):
         return registry.open_source(path, options, name="core")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -260,6 +261,21 @@ def test_source_and_target_must_not_overlap(llama, capsys, place) -> None:
     assert run(main, [str(llama), f"hf:{llama / place}", "--overwrite"]) == 1
     assert "must not be the source" in capsys.readouterr().err
     assert sorted(llama.iterdir()) == before
+
+
+def test_a_directory_with_a_model_in_several_formats_is_one_of_hugging_face(
+    llama, tmp_path
+) -> None:
+    place = tmp_path / "several"
+    shutil.copytree(llama, place)
+    (place / "model.gguf").write_bytes(b"GGUF")
+    (place / "params.json").write_text("{}")
+    (place / "consolidated.safetensors").write_bytes(b"")
+    assert registry.detect(place) == "hf"
+    (place / "model.safetensors").unlink()
+    assert registry.detect(place) == "gguf"
+    (place / "model.gguf").unlink()
+    assert registry.detect(place) == "meta"
 
 
 def test_nothing_that_can_be_read(tmp_path, capsys) -> None:

@@ -61,6 +61,21 @@ def _module(table: dict[str, str], name: str, kind: str) -> ModuleType:
     return import_module(table[name])
 
 
+def recognised(path: Path) -> str | None:
+    """Name of the loader that reads what is at `path`, None if none does."""
+    if not path.exists():
+        return None
+    # Directories of Hugging Face often hold the same model in other formats too.
+    if _has_weights(path) and loader("hf").matches(path):
+        return "hf"
+    return next((name for name in _LOOKED_FOR if loader(name).matches(path)), None)
+
+
+def _has_weights(path: Path) -> bool:
+    patterns = ("model*.safetensors", "pytorch_model*.bin")
+    return any(next(path.glob(pattern), None) is not None for pattern in patterns)
+
+
 def detect(path: Path) -> str:
     """Name of the loader that reads what is at `path`.
 
@@ -69,14 +84,14 @@ def detect(path: Path) -> str:
     """
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or directory")
-    for name in _LOOKED_FOR:
-        if loader(name).matches(path):
-            return name
-    raise CheckpointError(
-        f"{path}: the format is not recognised. Looked for: a GGUF file; consolidated.*.pth with "
-        "params.json (Meta); config.json (Hugging Face); latest_checkpointed_iteration.txt or "
-        "mp_rank_* (Megatron and megacore)"
-    )
+    name = recognised(path)
+    if name is None:
+        raise CheckpointError(
+            f"{path}: the format is not recognised. Looked for: a GGUF file; consolidated.*.pth "
+            "with params.json (Meta); config.json (Hugging Face); "
+            "latest_checkpointed_iteration.txt or mp_rank_* (Megatron and megacore)"
+        )
+    return name
 
 
 def open_source(path: Path, options: SourceOptions, *, name: str | None = None) -> Source:
