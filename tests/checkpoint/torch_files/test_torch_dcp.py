@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from hostile import call, name, text
+from torch.distributed._shard.sharded_tensor import metadata as sharded_tensor_metadata
 from torch.distributed.checkpoint import metadata as torch_metadata
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
@@ -227,6 +228,16 @@ IMPOSSIBLE = {
     "absolute": stored("/etc/passwd", 0, 8),
     "no name": stored("", 0, 8),
     "NUL in the name": stored("a\0b", 0, 8),
+    "stored outside of its tensor": replace(
+        BASE, storage={("w", (5, 0), 0): StorageSpan("a", 0, 8)}
+    ),
+    "stored at offsets of another rank": replace(
+        BASE, storage={("w", (0,), 0): StorageSpan("a", 0, 8)}
+    ),
+    "object with offsets": replace(BASE, storage={("o", (1,), 0): StorageSpan("a", 0, 8)}),
+    "negative chunk number": replace(BASE, storage={("w", (0, 0), -1): StorageSpan("a", 0, 8)}),
+    "huge chunk number": replace(BASE, storage={("w", (0, 0), 1 << 40): StorageSpan("a", 0, 8)}),
+    "empty but too large": entry(shape=(0, 1 << 40, 1 << 40), chunks=()),
     "stored but not described": replace(BASE, storage={("x", None, None): StorageSpan("a", 0, 8)}),
 }
 
@@ -278,3 +289,25 @@ def test_a_chunk_that_is_cut_off_is_named(tmp_path: Path) -> None:
 def test_missing_metadata_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"\.metadata"):
         read_dcp_metadata(tmp_path)
+
+
+def test_metadata_of_torch_2_1_is_read(tmp_path: Path) -> None:
+    """There the properties of tensors were a class of sharded tensors, and much was missing."""
+    value = torch_metadata.Metadata(
+        {
+            "w": torch_metadata.TensorStorageMetadata(
+                sharded_tensor_metadata.TensorProperties(dtype=torch.float16),  # type: ignore[arg-type]
+                torch.Size([3]),
+                [torch_metadata.ChunkStorageMetadata(torch.Size([0]), torch.Size([3]))],
+            )
+        },
+        storage_data={
+            torch_metadata.MetadataIndex("w", [0], 0): _StorageInfo("__0_0.distcp", 0, 9)
+        },
+    )
+    del value.storage_meta, value.version
+    (tmp_path / METADATA_NAME).write_bytes(pickle.dumps(value, protocol=2))
+    metadata = read_dcp_metadata(tmp_path)
+    assert metadata.entries == {"w": TensorEntry((3,), torch.float16, (((0,), (3,)),))}
+    assert metadata.storage == {("w", (0,), 0): StorageSpan("__0_0.distcp", 0, 9)}
+    assert metadata.extra == {}

@@ -199,9 +199,7 @@ def _parse(value: Any) -> DcpMetadata:
     }
     storage = {}
     for index, span in _checked(fields.pop("storage_data"), dict, "storage").items():
-        key = _parse_index(index)
-        if key[0] not in entries:
-            raise CheckpointError(f"{key[0]} is stored but not described")
+        key = _parse_index(index, entries)
         storage[key] = _parse_span(key[0], span)
     return DcpMetadata(entries, storage, fields.pop("planner_data", None), fields)
 
@@ -231,7 +229,7 @@ def _parse_entry(name: str, entry: Any) -> TensorEntry | BytesEntry:
     state = properties.state
     dtype = state[0] if isinstance(state, tuple) and state else properties.fields.get("dtype")
     shape = _sizes(entry.fields["size"], f"{name}: size")
-    if math.prod(shape) >= 1 << 62:
+    if math.prod(max(size, 1) for size in shape) >= 1 << 62:
         raise CheckpointError(f"{name}: a tensor of shape {shape}")
     chunks = []
     for chunk in _checked(entry.fields["chunks"], list, f"{name}: chunks"):
@@ -248,13 +246,23 @@ def _parse_entry(name: str, entry: Any) -> TensorEntry | BytesEntry:
     return TensorEntry(shape, _checked(dtype, torch.dtype, f"{name}: dtype"), tuple(chunks))
 
 
-def _parse_index(index: Any) -> ItemKey:
+def _parse_index(index: Any, entries: Mapping[str, TensorEntry | BytesEntry]) -> ItemKey:
+    """The key of an item: its numbers are small, so that keys cannot be aimed at one hash."""
     fields = _checked(index, Record, "the key of an item").fields
     name = _checked(fields["fqn"], str, "the name of an item")
     offset, number = fields.get("offset"), fields.get("index")
-    if number is not None:
-        _checked(number, int, f"{name}: index")
-    return name, None if offset is None else _sizes(offset, f"{name}: offset"), number
+    entry = entries.get(name)
+    if entry is None:
+        raise CheckpointError(f"{name} is stored but not described")
+    if number is not None and not 0 <= _checked(number, int, f"{name}: index") < 1 << 31:
+        raise CheckpointError(f"{name}: chunk number {number}")
+    if offset is None:
+        return name, None, number
+    offsets = _sizes(offset, f"{name}: offset")
+    shape = entry.shape if isinstance(entry, TensorEntry) else ()
+    if len(offsets) != len(shape) or any(a > b for a, b in zip(offsets, shape, strict=True)):
+        raise CheckpointError(f"{name}: a chunk at {offsets} of a tensor of {shape}")
+    return name, offsets, number
 
 
 def _parse_span(name: str, span: Any) -> StorageSpan:
