@@ -72,8 +72,9 @@ def test_saving_in_the_background_gives_the_same_bits(tmp_path: Path) -> None:
     # The last one is published before the run says that it exits.
     assert first.index("iteration       5 to") < first.index("exiting program at iteration 5")
     assert complete_iterations(halves) == [4, 5]
-    second = train(f"{flags} --load {halves}")
+    second = train(f"{flags} --load {halves} --save-retain-interval 3")
     assert losses(second) == expected[5:]
+    assert complete_iterations(halves) == [6, 8]
     assert_same_bits(stored(direct), stored(halves))
 
 

@@ -133,6 +133,7 @@ class BackgroundWriter:
         directory: int = 0,
         overwrite_newer: bool = False,
         retain_last: int | None = None,
+        retain_interval: int | None = None,
     ) -> None:
         """Copies a content and has it written; `in_flight` until `finished` or `wait` says so.
 
@@ -141,6 +142,7 @@ class BackgroundWriter:
             directory: Index of the save directory.
             overwrite_newer: As in `SaveDirectory.write`.
             retain_last: As in `SaveDirectory.write`.
+            retain_interval: As in `SaveDirectory.write`.
 
         Raises:
             CheckpointError: There is no memory for the copy, or the other process has ended.
@@ -156,6 +158,7 @@ class BackgroundWriter:
                     "directory": directory,
                     "overwrite_newer": overwrite_newer,
                     "retain_last": retain_last,
+                    "retain_interval": retain_interval,
                 }
             }
         )

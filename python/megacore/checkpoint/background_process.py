@@ -104,6 +104,7 @@ def _save(
         content,
         overwrite_newer=request["overwrite_newer"],
         retain_last=request["retain_last"],
+        retain_interval=request["retain_interval"],
     )
     return {"seconds": time.monotonic() - started, "bytes": content.num_bytes}
 

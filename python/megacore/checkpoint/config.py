@@ -42,6 +42,13 @@ class CheckpointConfig:
         help="keep this many of the newest checkpoints in --save and remove older ones",
         bounds="[1, inf)",
     )
+    save_retain_interval: int | None = flag(
+        "--save-retain-interval",
+        default=None,
+        help="keep the newest checkpoint and those of iterations that are multiples of this, and "
+        "remove the others; a multiple of --save-interval",
+        bounds="[1, inf)",
+    )
     async_save: bool = flag(
         "--async-save",
         default=False,
@@ -197,6 +204,13 @@ class CheckpointConfig:
 
     def _operation_faults(self) -> Iterator[Fault]:
         """Rules of how often is saved, and what is kept."""
+        retain, interval = self.save_retain_interval, self.save_interval
+        if retain is not None and interval is not None and retain % interval:
+            given = {"--save-retain-interval": retain, "--save-interval": interval}
+            yield fault("MC0730", given, allowed=f"a multiple of {interval}")
+        if self.async_save and self.ckpt_format != "torch_dist":
+            given_format = {"--async-save": "", "--ckpt-format": self.ckpt_format}
+            yield fault("MC0732", given_format, allowed="--ckpt-format torch_dist")
         beside = self.non_persistent_global_ckpt_dir
         if beside is not None and any(
             directory is not None and os.path.realpath(beside) == os.path.realpath(directory)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megacore.checkpoint.find import open_found
 from megacore.checkpoint.load import Checkpoint
+from megacore.checkpoint.open import open_checkpoint
 
 # Elements that are compared at a time, in float64.
 _STEP = 1 << 22
@@ -90,7 +90,7 @@ def compare(first: Path, second: Path, *, groups: tuple[str, ...] | None = None)
     Raises:
         CheckpointError: One of them is damaged or not complete.
     """
-    one, two = open_found(first), open_found(second)
+    one, two = open_checkpoint(first), open_checkpoint(second)
     wanted = groups or tuple(dict.fromkeys((*one.groups, *two.groups)))
     count, tensors = 0, []
     for group in wanted:

@@ -5,13 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megacore.checkpoint import layout
-from megacore.checkpoint.load import Checkpoint
 from megacore.errors import CheckpointError
-
-
-def has_rank_files(path: Path) -> bool:
-    """Whether a directory holds files of single ranks: the format `torch`."""
-    return any(path.glob("mp_rank_*/*.pt"))
 
 
 def locate(path: Path, *, step: int | None = None) -> Path:
@@ -24,18 +18,9 @@ def locate(path: Path, *, step: int | None = None) -> Path:
     Raises:
         CheckpointError: There is none.
     """
-    if step is None and (layout.is_readable(path) or has_rank_files(path)):
+    if step is None and layout.is_readable(path):
         return path
     found = layout.find_checkpoint(path, step=step)
     if found is None:
         raise CheckpointError(f"{path}: no checkpoint found there")
     return found
-
-
-def open_found(path: Path) -> Checkpoint:
-    """Opens what `locate` gave.
-
-    Raises:
-        CheckpointError: It is damaged or not complete.
-    """
-    return Checkpoint(path)

@@ -20,6 +20,7 @@ from megacore.checkpoint.content import Content, collect
 from megacore.checkpoint.durable import free_bytes, replace_file, sync_directory
 from megacore.checkpoint.megatron.saving import FileStreams, finish_files
 from megacore.checkpoint.pieces import Part
+from megacore.checkpoint.retention import Retention, remove_before_saving, remove_superseded
 from megacore.checkpoint.writers import Alone, Writers, together
 from megacore.errors import CheckpointError
 
@@ -114,6 +115,7 @@ class SaveDirectory:
         parts: Mapping[str, Sequence[Part]] | None = None,
         overwrite_newer: bool = False,
         retain_last: int | None = None,
+        retain_interval: int | None = None,
     ) -> Path:
         """Writes one checkpoint and points the tracker at it.
 
@@ -125,6 +127,8 @@ class SaveDirectory:
             parts: Group -> parts of tensors; with those of all writers every tensor is whole.
             overwrite_newer: Write although the tracker points at a later iteration.
             retain_last: Afterwards remove all but this many of the iterations up to this one.
+            retain_interval: Afterwards remove all but this one and the multiples of this; with
+                `retain_last` too, what one of the two keeps is kept.
 
         Returns:
             The directory that was written.
@@ -135,10 +139,20 @@ class SaveDirectory:
             ValueError, TypeError: A tensor or value cannot be stored.
         """
         content = collect(iteration, tensors=tensors, values=values, parts=parts)
-        return self.write(content, overwrite_newer=overwrite_newer, retain_last=retain_last)
+        return self.write(
+            content,
+            overwrite_newer=overwrite_newer,
+            retain_last=retain_last,
+            retain_interval=retain_interval,
+        )
 
     def write(
-        self, content: Content, *, overwrite_newer: bool = False, retain_last: int | None = None
+        self,
+        content: Content,
+        *,
+        overwrite_newer: bool = False,
+        retain_last: int | None = None,
+        retain_interval: int | None = None,
     ) -> Path:
         """Writes one checkpoint of what `content.collect` or `content.snapshot` gave.
 
@@ -146,6 +160,7 @@ class SaveDirectory:
             content: Of this process.
             overwrite_newer: As in `save`.
             retain_last: As in `save`.
+            retain_interval: As in `save`.
 
         Returns:
             As `save`.
@@ -162,7 +177,7 @@ class SaveDirectory:
             write=lambda scratch: write_chunks(scratch, content, stacks, rank),
             finish=lambda scratch, files: finish(scratch, content, files),
             overwrite_newer=overwrite_newer,
-            retain_last=retain_last,
+            retention=Retention(retain_last, retain_interval),
         )
 
     def write_files(
@@ -172,6 +187,7 @@ class SaveDirectory:
         *,
         overwrite_newer: bool = False,
         retain_last: int | None = None,
+        retain_interval: int | None = None,
     ) -> Path:
         """Writes one checkpoint in the format `torch`.
 
@@ -180,6 +196,7 @@ class SaveDirectory:
             files: Of this process: name inside the checkpoint -> what the file holds.
             overwrite_newer: As in `save`.
             retain_last: As in `save`.
+            retain_interval: As in `save`.
 
         Returns:
             As `save`.
@@ -194,7 +211,7 @@ class SaveDirectory:
             write=streams.write,
             finish=lambda scratch, records: finish_files(scratch, iteration, records),
             overwrite_newer=overwrite_newer,
-            retain_last=retain_last,
+            retention=Retention(retain_last, retain_interval),
         )
 
     def _put(
@@ -205,7 +222,7 @@ class SaveDirectory:
         write: Callable[[Path], Any],
         finish: Callable[[Path, list[Any]], None],
         overwrite_newer: bool,
-        retain_last: int | None,
+        retention: Retention,
     ) -> Path:
         """Lets all writers write into a scratch directory, and publishes it.
 
@@ -215,7 +232,7 @@ class SaveDirectory:
             write: Writes the files of this process; returns what `finish` is told.
             finish: On the first writer: completes the directory, with what all of them returned.
             overwrite_newer: As in `save`.
-            retain_last: As in `save`.
+            retention: What is kept of older ones.
         """
         writers, final = self._writers, self.path / layout.iteration_name(iteration)
         scratch = final.with_name(f"{layout.WRITING}{final.name}-{secrets.token_hex(4)}")
@@ -226,7 +243,7 @@ class SaveDirectory:
             if not overwrite_newer:
                 _check_newest(self.path, iteration)
             _check_replaceable(final)
-            _check_space(self.path, needed)
+            _make_space(self.path, needed, iteration, retention)
             _restore_displaced(self.path)
             os.mkdir(scratch)
             return scratch.name
@@ -246,7 +263,7 @@ class SaveDirectory:
                 shutil.rmtree(scratch, ignore_errors=True)
             raise
         if self._leads:
-            _clear_superseded(final, iteration, retain_last)
+            _clear_superseded(final, iteration, retention)
         return final
 
 
@@ -311,7 +328,12 @@ def _check_replaceable(final: Path) -> None:
         )
 
 
-def _check_space(directory: Path, needed: int) -> None:
+def _make_space(directory: Path, needed: int, iteration: int, retention: Retention) -> None:
+    """Sees to it that there is enough space; what would go after the save goes before it."""
+    if needed + _SPACE_MARGIN > free_bytes(directory):
+        removed = remove_before_saving(directory, iteration, retention)
+        if removed:
+            _log.warning("%s: removed iterations %s to make space", directory, removed)
     free = free_bytes(directory)
     if needed + _SPACE_MARGIN > free:
         raise CheckpointError(
@@ -339,31 +361,15 @@ def _publish(scratch: Path, final: Path) -> None:
     sync_directory(final.parent)
 
 
-def _clear_superseded(final: Path, newest: int, retain_last: int | None) -> None:
+def _clear_superseded(final: Path, newest: int, retention: Retention) -> None:
     """Removes what the new checkpoint makes superfluous; a failure costs space, not the run."""
     try:
         aside = final.with_name(layout.REPLACED + final.name)
         if aside.exists():
             shutil.rmtree(aside)
-        if retain_last is not None:
-            _retain(final.parent, newest, retain_last)
+        remove_superseded(final.parent, newest, retention)
     except OSError as error:
         _log.warning("%s: older checkpoints could not be removed: %s", final.parent, error)
-
-
-def _retain(directory: Path, newest: int, count: int) -> None:
-    """Removes older checkpoints, and only complete ones of this format."""
-    old = [
-        i
-        for i in layout.complete_iterations(directory)
-        if i <= newest and layout.is_complete(directory / layout.iteration_name(i))
-    ]
-    for iteration in old[: -max(count, 1)]:
-        path = directory / layout.iteration_name(iteration)
-        # First out of sight, in one step: nobody finds a checkpoint with half of its files.
-        doomed = path.with_name(layout.REMOVING + path.name)
-        os.rename(path, doomed)
-        shutil.rmtree(doomed)
 
 
 def _tidy(directory: Path) -> None:

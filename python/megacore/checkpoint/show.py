@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from megacore.checkpoint.find import has_rank_files, open_found
+from megacore.checkpoint import layout
 from megacore.checkpoint.load import Checkpoint
+from megacore.checkpoint.open import open_checkpoint
 
 # Settings that say how the processes were arranged that wrote a checkpoint.
 _LAYOUT = (
@@ -90,13 +91,13 @@ def summarize(path: Path) -> Summary:
     Raises:
         CheckpointError: It is damaged or not complete.
     """
-    checkpoint = open_found(path)
+    checkpoint = open_checkpoint(path)
     values = dict(checkpoint.values)
     settings = values.pop("args", None)
     settings = settings if isinstance(settings, dict) else {}
     return Summary(
         path=str(path),
-        format="torch" if has_rank_files(path) else "torch_dist",
+        format="torch" if layout.has_rank_files(path) else "torch_dist",
         written_by="megacore" if checkpoint.is_own else "another program",
         iteration=checkpoint.iteration,
         layout={name: settings[name] for name in _LAYOUT if name in settings},

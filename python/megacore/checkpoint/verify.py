@@ -16,8 +16,8 @@ import xxhash
 
 from megacore import _C
 from megacore.checkpoint import layout
-from megacore.checkpoint.find import has_rank_files, open_found
 from megacore.checkpoint.manifest import FileRecord, Manifest, SpanRecord, read_manifest
+from megacore.checkpoint.open import open_checkpoint
 from megacore.checkpoint.stored import stored_tensors
 from megacore.checkpoint.torch_files import read_torch_file
 from megacore.checkpoint.torch_files.dcp import (
@@ -115,7 +115,8 @@ def verify(path: Path, *, threads: int | None = None) -> Verification:
         for compared, found in pool.map(lambda task: task(), tasks):
             num_bytes += compared
             damages += found
-    damages += _contradictions(path, manifest, damages)
+    if not damages:
+        damages += _contradictions(path, manifest)
     if not damages:
         damages += _refusal(path)
     seconds = time.perf_counter() - started
@@ -125,7 +126,7 @@ def verify(path: Path, *, threads: int | None = None) -> Verification:
 def _files(path: Path) -> list[str]:
     """Files of a checkpoint without checksums."""
     found = [path / layout.DCP_METADATA, path / layout.COMMON, *sorted(path.glob("*.distcp"))]
-    if has_rank_files(path):
+    if layout.has_rank_files(path):
         found = sorted(path.glob("mp_rank_*/**/*.pt"))
     return [str(file.relative_to(path)) for file in found if file.is_file()]
 
@@ -260,13 +261,9 @@ def _item_tasks(path: Path, metadata: DcpMetadata) -> Iterator[_Task]:
         yield task(key, tuple(offsets or ()), span)
 
 
-def _contradictions(
-    path: Path, manifest: Manifest | None, damages: list[Damage]
-) -> Iterator[Damage]:
+def _contradictions(path: Path, manifest: Manifest | None) -> Iterator[Damage]:
     """Files that are as they were written, but do not belong together."""
-    if has_rank_files(path) or not (path / layout.DCP_METADATA).exists():
-        return
-    if any(damage.file == layout.DCP_METADATA for damage in damages):
+    if layout.has_rank_files(path) or not (path / layout.DCP_METADATA).exists():
         return
     try:
         metadata = read_dcp_metadata(path)
@@ -297,7 +294,7 @@ def _contradictions(
 def _refusal(path: Path) -> Iterator[Damage]:
     """Why a checkpoint cannot be opened whose bytes are all as they should be."""
     try:
-        open_found(path)
+        open_checkpoint(path)
     except CheckpointError as error:
         yield Damage("", _plain(error, path))
 

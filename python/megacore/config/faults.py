@@ -402,11 +402,22 @@ RULES: dict[str, Rule] = {
         "Without `--load` (or `--pretrained-checkpoint`) the run would start from random weights.",
         "Give `--load DIR`, or remove the flag.",
     ),
+    "MC0730": Rule(
+        "--save-retain-interval must be a multiple of --save-interval",
+        "No checkpoint is written at the other iterations, so none of those could be kept.",
+        "Give a multiple.",
+    ),
     "MC0731": Rule(
         "--non-persistent-global-ckpt-dir must not be the directory of --save or --load",
         "Of non-persistent checkpoints only the newest is kept: each save would remove the "
         "checkpoints that are to stay.",
         "Name another directory, or leave the flag out: then it is non_persistent in `--save`.",
+    ),
+    "MC0732": Rule(
+        "--async-save needs --ckpt-format torch_dist",
+        "The files of the other formats hold what one process alone does not have, and are written "
+        "by all processes together while training waits.",
+        "Leave one of the two flags out.",
     ),
     "MC0750": Rule(
         "A conversion needs a checkpoint, a format and a place",

@@ -74,7 +74,10 @@ def retained(config: CheckpointConfig, *, is_persistent: bool) -> dict[str, int 
     """What `SaveDirectory.save` is told about older checkpoints."""
     if not is_persistent:
         return {"retain_last": 1}
-    return {"retain_last": config.save_retain_last}
+    return {
+        "retain_last": config.save_retain_last,
+        "retain_interval": config.save_retain_interval,
+    }
 
 
 class DirectSaver:
