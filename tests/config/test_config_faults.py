@@ -195,7 +195,6 @@ TRIGGERS: dict[str, list[tuple[str, str]]] = {
         ("--save d --save-interval 1 --async-save --ckpt-format torch", ""),
     ],
     "MC0730": [("--save d --save-interval 4 --save-retain-interval 6", "")],
-    "MC0732": [("--save d --save-interval 4 --async-save --ckpt-format torch", "")],
     "MC0731": [("--save d --save-interval 1 --non-persistent-global-ckpt-dir d", "")],
     "MC0801": [("--wandb-project p", "")],
     "MC0802": [("--profile --profile-step-start 5 --profile-step-end 5", "")],

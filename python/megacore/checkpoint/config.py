@@ -208,9 +208,6 @@ class CheckpointConfig:
         if retain is not None and interval is not None and retain % interval:
             given = {"--save-retain-interval": retain, "--save-interval": interval}
             yield fault("MC0730", given, allowed=f"a multiple of {interval}")
-        if self.async_save and self.ckpt_format != "torch_dist":
-            given_format = {"--async-save": "", "--ckpt-format": self.ckpt_format}
-            yield fault("MC0732", given_format, allowed="--ckpt-format torch_dist")
         beside = self.non_persistent_global_ckpt_dir
         if beside is not None and any(
             directory is not None and os.path.realpath(beside) == os.path.realpath(directory)

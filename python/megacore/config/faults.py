@@ -413,12 +413,6 @@ RULES: dict[str, Rule] = {
         "checkpoints that are to stay.",
         "Name another directory, or leave the flag out: then it is non_persistent in `--save`.",
     ),
-    "MC0732": Rule(
-        "--async-save needs --ckpt-format torch_dist",
-        "The files of the other formats hold what one process alone does not have, and are written "
-        "by all processes together while training waits.",
-        "Leave one of the two flags out.",
-    ),
     "MC0750": Rule(
         "A conversion needs a checkpoint, a format and a place",
         "`--ckpt-convert-format F --ckpt-convert-save D` loads the checkpoint of `--load`, writes "

@@ -198,7 +198,7 @@ class Setup:
         if checkpoint.save is None or self._run.training.skip_train:
             return None
         start = None if checkpoint.overwrite_newer_checkpoints else plan.iteration
-        if checkpoint.async_save and checkpoint.ckpt_format == "torch_dist":
+        if checkpoint.async_save:
             return BackgroundSaver(
                 checkpoint,
                 start_iteration=start,
