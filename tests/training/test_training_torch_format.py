@@ -12,6 +12,7 @@ from training_runs import losses, train
 from megacore.checkpoint import load_checkpoint
 from megacore.checkpoint.convert.model_stream import SourceOptions, TargetOptions
 from megacore.checkpoint.convert.registry import make_target, open_source
+from megacore.checkpoint.inspect_cli import main as checkpoint_tool
 from megacore.errors import CheckpointError, ConfigError
 
 TORCH = "--ckpt-format torch"
@@ -125,10 +126,14 @@ def test_half_a_conversion_is_refused(flags: str) -> None:
 def test_a_damaged_rank_file_is_named(tmp_path: Path) -> None:
     train(f"--save {tmp_path} --save-interval 4 --exit-interval 4 {TORCH}")
     file = tmp_path / "iter_0000004" / "mp_rank_00" / "model_optim_rng.pt"
+    assert checkpoint_tool(["verify", str(tmp_path)]) == 0
+    assert checkpoint_tool(["show", str(tmp_path)]) == 0
     raw = bytearray(file.read_bytes())
     raw[len(raw) // 2] ^= 1
     file.write_bytes(raw)
-    with pytest.raises(CheckpointError, match=r"mp_rank_00/model_optim_rng\.pt: damaged"):
+    assert checkpoint_tool(["verify", str(tmp_path)]) == 1
+    # The record of the tensor is named too.
+    with pytest.raises(CheckpointError, match=r"mp_rank_00/model_optim_rng\.pt: damaged.*data/\d+"):
         train(f"--load {tmp_path}")
     file.write_bytes(raw[:-1])
     with pytest.raises(CheckpointError, match=r"model_optim_rng\.pt.*cut off"):

@@ -22,6 +22,7 @@ from megacore.checkpoint.megatron.run_values import rng_parts
 from megacore.checkpoint.pieces import Part
 from megacore.checkpoint.spans import Copy
 from megacore.checkpoint.stored import StoredChunk, StoredTensor
+from megacore.checkpoint.torch_files import read_torch_file
 from megacore.checkpoint.torch_files.dcp import StorageSpan
 from megacore.errors import CheckpointError
 
@@ -144,4 +145,14 @@ def _verify(path: Path, manifest: Manifest, share: tuple[int, int]) -> None:
         if digest.hexdigest() != record.digest:
             raise CheckpointError(
                 f"{path / name}: damaged: its checksum is not the one stored in {layout.CHECKSUMS}"
+                + _where(path / name)
             )
+
+
+def _where(file: Path) -> str:
+    """What the file's own checksums say about where it is damaged."""
+    try:
+        read_torch_file(file, verify=True)
+    except CheckpointError as error:
+        return f" ({str(error).removeprefix(f'{file}: ')})"
+    return ""
