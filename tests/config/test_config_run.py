@@ -283,6 +283,41 @@ def test_checkpoint_is_not_read_without_the_flag() -> None:
     parse_run(small("--load d"), read_checkpoint=never, environment={})
 
 
+@pytest.mark.parametrize(
+    ("words", "world", "expected"),
+    [
+        ("", 8, (2, 2, 1)),
+        ("", 2, (1, 1, None)),
+        ("--tensor-model-parallel-size 4", 8, (4, 1, None)),
+        ("--context-parallel-size 2", 8, (2, 2, 1)),
+        ("--context-parallel-size 2", 4, (1, 1, None)),
+    ],
+)
+def test_sizes_of_a_checkpoint_are_taken_where_they_fit(
+    words: str, world: int, expected: tuple[int, int, int | None]
+) -> None:
+    sizes = {
+        "tensor_model_parallel_size": 2,
+        "pipeline_model_parallel_size": 2,
+        "num_layers_per_virtual_pipeline_stage": 1,
+    }
+    environment = {"RANK": "0", "WORLD_SIZE": str(world), "LOCAL_RANK": "0"}
+    run, origins = parse_run(
+        small(f"--load d --use-checkpoint-args --global-batch-size 32 {words}"),
+        read_checkpoint=lambda run: {**stored(), **sizes},
+        environment=environment,
+    )
+    parallel = run.parallel
+    found = (
+        parallel.tensor_model_parallel_size,
+        parallel.pipeline_model_parallel_size,
+        parallel.num_layers_per_virtual_pipeline_stage,
+    )
+    assert found == expected
+    taken = origins["tensor_model_parallel_size"].kind == "checkpoint"
+    assert taken == (expected == (2, 2, 1))
+
+
 def test_wrong_values_of_a_checkpoint_are_faults() -> None:
     bad = {**stored(), "normalization": "none", "norm_epsilon": -1.0}
     words = small("--load d --use-checkpoint-args")

@@ -88,6 +88,13 @@ CHECKPOINT_DECIDES = (
     "parallel_residual",
 )
 
+# ... and these where the command line says nothing about any of them, if they fit the processes.
+CHECKPOINT_SIZES = (
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "num_layers_per_virtual_pipeline_stage",
+)
+
 ReadCheckpoint = Callable[["RunConfig"], Mapping[str, Any]]
 
 
@@ -353,7 +360,9 @@ def parse_run(
     )
     run, origins = _assemble(parsed, types), parsed.origins
     if run.checkpoint.use_checkpoint_args and run.checkpoint.load and read_checkpoint:
-        run, origins = with_checkpoint(run, origins, read_checkpoint(run))
+        stored = read_checkpoint(run)
+        run, origins = with_checkpoint(run, origins, stored)
+        run, origins = with_stored_sizes(run, origins, stored, launched_world_size(environment))
     faults.extend(launch_faults(environment))
     launched = launched_world_size(environment)
     if run.parallel.simulate_world is not None and launched > 1:
@@ -408,3 +417,38 @@ def with_checkpoint(
             origins[name] = Origin("checkpoint", detail)
         components[component_field.name] = replace(component, **changes)
     return RunConfig(**components), origins
+
+
+def with_stored_sizes(
+    run: RunConfig,
+    origins: Mapping[str, Origin],
+    checkpoint_values: Mapping[str, Any],
+    world_size: int,
+) -> tuple[RunConfig, dict[str, Origin]]:
+    """Takes the sizes of tensor and pipeline parallelism from a checkpoint, where they fit.
+
+    Megatron-LM always takes them, because it can load no other ones.
+
+    Args:
+        run: As `with_checkpoint`.
+        origins: As `with_checkpoint`.
+        checkpoint_values: As `with_checkpoint`.
+        world_size: Processes of the run.
+
+    Returns:
+        As `with_checkpoint`.
+    """
+    there = [name for name in CHECKPOINT_SIZES if name in checkpoint_values]
+    stored = {name: checkpoint_values[name] for name in there}
+    unsaid = all(origins.get(name, Origin()).kind == "default" for name in CHECKPOINT_SIZES)
+    degrees = [stored.get(name, 1) for name in CHECKPOINT_SIZES[:2]]
+    if not unsaid or not all(isinstance(degree, int) and degree > 0 for degree in degrees):
+        return run, dict(origins)
+    size = degrees[0] * degrees[1] * run.parallel.context_parallel_size
+    if size == 1 or size <= 0 or world_size % size:
+        return run, dict(origins)
+    parallel = replace(run.parallel, **stored)
+    return replace(run, parallel=parallel), {
+        **origins,
+        **{name: Origin("checkpoint", "") for name in stored},
+    }
