@@ -79,6 +79,16 @@ def test_there_and_back_with_every_step_verified(llama, tmp_path, capsys) -> Non
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back", "core", "report.json"]
 
 
+def test_the_tool_does_not_overrule_a_checkpoint(llama, tmp_path, capsys) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    assert run(main, [str(llama), f"legacy:{first}"]) == 0
+    words = f"--model-type GPT --load-dir {first} --save-dir {second}"
+    words += " --position-embedding-type learned_absolute"
+    assert run(tool_main, words.split()) == 1
+    assert "the checkpoint says rope; leave the flag out" in capsys.readouterr().err
+    assert not second.exists()
+
+
 def test_a_core_target_without_a_layout_is_for_every_layout(llama, tmp_path, capsys) -> None:
     made, back = tmp_path / "made", tmp_path / "back"
     assert run(main, [str(llama), str(made), "--verify"]) == 0

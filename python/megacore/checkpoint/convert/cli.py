@@ -15,7 +15,7 @@ from megacore.checkpoint.convert.tool_config import ConvertToolConfig
 from megacore.config.faults import fault
 from megacore.config.parser import parse
 from megacore.config.settings import refuse
-from megacore.errors import EXIT_OK, EXIT_SIGTERM, ConfigError, DataError
+from megacore.errors import EXIT_OK, EXIT_SIGTERM, CheckpointError, ConfigError, DataError
 
 # torch takes a second to import; faults of the command line are reported before that.
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _tool_request(config: ConvertToolConfig) -> Request:
         report=_path(config.report),
         verify=config.verify,
         notes=_accepted(config),
-        check=lambda description, saver: _size_note(config, description),
+        check=lambda description, saver: _compared(config, description),
     )
 
 
@@ -180,10 +180,21 @@ def _accepted(config: ConvertToolConfig) -> tuple[str, ...]:
     )
 
 
-def _size_note(config: ConvertToolConfig, description: ModelDescription) -> tuple[str, ...]:
+def _compared(config: ConvertToolConfig, description: ModelDescription) -> tuple[str, ...]:
+    """Notes on what the command line says about the model, against what the checkpoint says.
+
+    Raises:
+        CheckpointError: They contradict each other.
+    """
+    model = description.config
+    asked = config.position_embedding_type
+    if asked is not None and asked != model.position_embedding_type:
+        raise CheckpointError(
+            f"--position-embedding-type {asked}: the checkpoint says "
+            f"{model.position_embedding_type}; leave the flag out"
+        )
     if config.model_size is None:
         return ()
-    model = description.config
     return (
         f"--model-size {config.model_size}: the sizes come from the checkpoint, which has "
         f"{model.num_layers} layers of width {model.hidden_size}",
