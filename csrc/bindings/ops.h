@@ -7,6 +7,7 @@
 #include "bindings/op_views.h"
 #include "bindings/ops_activation.h"
 #include "bindings/ops_cross_entropy.h"
+#include "bindings/ops_embedding.h"
 #include "bindings/ops_rotary.h"
 #include "kernels/adamw.h"
 #include "kernels/norm.h"
@@ -112,6 +113,7 @@ void register_ops(torch::stable::detail::StableLibrary& library) {
     library.impl("rotary_join", TORCH_BOX(&rotary_join<Backend>));
     library.impl("cross_entropy_sums", TORCH_BOX(&cross_entropy_sums<Backend>));
     library.impl("cross_entropy_gradient_", TORCH_BOX(&cross_entropy_gradient_<Backend>));
+    library.impl("embedding_gradient", TORCH_BOX(&embedding_gradient<Backend>));
 }
 
 }  // namespace megacore::bindings

@@ -28,6 +28,7 @@ struct CpuBackend {
     void cross_entropy_backward(const CrossEntropyBackward& args) const {
         cpu::cross_entropy_backward(args);
     }
+    void embedding_backward(const EmbeddingBackward& args) const { cpu::embedding_backward(args); }
 };
 
 // Kernels run on torch's own threads, as many as torch.set_num_threads says.

@@ -33,6 +33,9 @@ struct CudaBackend {
     void cross_entropy_backward(const CrossEntropyBackward& args) const {
         cuda::cross_entropy_backward(args, stream_);
     }
+    void embedding_backward(const EmbeddingBackward& args) const {
+        cuda::embedding_backward(args, stream_);
+    }
 
 private:
     torch::stable::accelerator::DeviceGuard guard_;

@@ -3,45 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megacore.layers.dropout import Dropout
-
-
-class _Lookup(torch.autograd.Function):
-    """Rows of a table; the gradient of a row is summed in float32.
-
-    PyTorch's CPU gradient adds in the dtype of the table: in bfloat16 a sum over a frequent
-    token stops growing after a few hundred occurrences.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, table: Tensor, indices: Tensor) -> Tensor:
-        ctx.save_for_backward(indices)
-        ctx.table_shape, ctx.table_dtype = table.shape, table.dtype
-        return F.embedding(indices, table)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (indices,) = ctx.saved_tensors
-        grad = grads[0].reshape(-1, ctx.table_shape[1])
-        accumulator = torch.float64 if grad.dtype == torch.float64 else torch.float32
-        total = torch.zeros(ctx.table_shape, dtype=accumulator, device=grad.device)
-        total.index_add_(0, indices.reshape(-1), grad.to(accumulator))
-        return total.to(ctx.table_dtype), None
+from megacore.ops.embedding import embedding
 
 
 def lookup(table: Tensor, indices: Tensor) -> Tensor:
-    """Rows `indices` [...] of `table` [n, h] as [..., h]."""
-    if table.dtype in (torch.bfloat16, torch.float16):
-        result = _Lookup.apply(table, indices)
-        assert isinstance(result, Tensor)
-        return result
-    return F.embedding(indices, table)
+    """Rows `indices` [...] of `table` [n, h] as [..., h]; gradients are summed in float32."""
+    return embedding(table, indices)
 
 
 def widened(x: Tensor) -> Tensor:
