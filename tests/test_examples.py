@@ -36,3 +36,21 @@ def test_example_passes_the_simulation_that_it_names(script: Path) -> None:
 
 def test_there_are_scripts() -> None:
     assert len(SCRIPTS) >= 13
+
+
+def test_finetuning_from_end_to_end(tmp_path: Path) -> None:
+    script = FOLDER.parent / "finetuning" / "tiny.sh"
+    done = subprocess.run(
+        [script, str(tmp_path)],
+        env={"PYTHON": sys.executable, "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    _, model, adapters, merged = re.split(r"\n--- (?:model|adapters|merged)\n", done.stdout)
+    assert "Tea, please." in model
+    assert "Coffee, please." in adapters
+    assert "Coffee, please." in merged
+    assert (tmp_path / "peft" / "adapter_model.safetensors").is_file()
