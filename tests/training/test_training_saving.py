@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -85,3 +86,25 @@ def test_a_failed_background_save_ends_the_run_at_the_next_step(tmp_path: Path) 
     with pytest.raises(CheckpointError, match=r"iteration 3 could not be saved in the background"):
         train(f"--save {tmp_path} --save-interval 3 --async-save --train-iters 400")
     assert read_tracker(tmp_path) is None
+
+
+def taken(printed: str) -> dict[str, list[str]]:
+    """The table of what a run takes from its checkpoint: name -> the other columns."""
+    lines = printed.split("what this run takes from the checkpoint:\n")[1].splitlines()[2:]
+    rows = (re.split(r" {2,}", line) for line in lines)
+    return {row[0]: row[1:] for row in itertools.takewhile(lambda row: len(row) == 4, rows)}
+
+
+def test_what_is_taken_from_a_checkpoint_is_said(tmp_path: Path) -> None:
+    train(f"--save {tmp_path} --save-interval 4 --exit-interval 4")
+    table = taken(train(f"--load {tmp_path} --train-iters 8"))
+    assert table["iteration"] == ["4", "-", "4"]
+    assert table["training samples seen"] == ["16", "-", "16"]
+    assert table["optimizer and schedule"] == ["stored", "-", "loaded"]
+    assert table["layout of processes"] == ["tp 1, cp 1, pp 1, dp 1"] * 3
+    assert table["model"] == ["layers 2, hidden 32, heads 4, sequence 24"] * 3
+    table = taken(train(f"--load {tmp_path} --finetune"))
+    assert table["iteration"] == ["4", "release, or --finetune", "0"]
+    assert table["random states"] == ["stored", "release, or --finetune", "fresh"]
+    table = taken(train(f"--load {tmp_path} --no-load-rng"))
+    assert table["random states"] == ["stored", "--no-load-rng", "fresh"]

@@ -37,6 +37,7 @@ from megacore.training.learner import Learner
 from megacore.training.live_view import Screen
 from megacore.training.outputs import Outputs
 from megacore.training.rank_files import RankFiles, rng_entries
+from megacore.training.resume_report import resume_rows
 from megacore.training.run_config import RunConfig
 from megacore.training.run_state import RunState
 from megacore.training.saver import Saver, SaveRequest
@@ -397,7 +398,18 @@ class Resume:
     def _report_differences(
         self, used_schedule: Mapping[str, object], device: torch.device
     ) -> None:
-        """The table of settings that differ, and a warning when bits may differ."""
+        """What is loaded, which settings differ, and a warning when bits may differ."""
+        taken = resume_rows(
+            self._plan,
+            self._run.checkpoint,
+            iteration=self._checkpoint.iteration,
+            values=self._checkpoint.values,
+            settings=self._run.values(),
+            layout=rng_layout(self._groups),
+            groups=self._checkpoint.groups,
+        )
+        self._screen.line("what this run takes from the checkpoint:")
+        self._screen.line(format_resume_table(taken))
         about_checkpoints = {field.name for field, _ in flag_fields(CheckpointConfig)}
         mine = self._run.values()
         rows = [
