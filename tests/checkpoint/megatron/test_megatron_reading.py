@@ -216,6 +216,13 @@ def test_a_missing_last_stage_is_named(tmp_path: Path) -> None:
         MegatronCheckpoint(written.path)
 
 
+def test_a_missing_last_tensor_rank_is_named(tmp_path: Path) -> None:
+    written = write_checkpoint(tmp_path, Shape(tp=4))
+    remove(written.path / "mp_rank_03")
+    with pytest.raises(CheckpointError, match=r"mp_rank_03/model_optim_rng\.pt missing"):
+        MegatronCheckpoint(written.path)
+
+
 def test_a_missing_buffer_file_is_named(tmp_path: Path) -> None:
     written = write_checkpoint(tmp_path, Shape(tp=2), optimizer="distributed")
     (written.path / "mp_rank_01" / "distrib_optim.pt").unlink()
@@ -232,12 +239,19 @@ def test_files_of_two_saves_are_refused(tmp_path: Path) -> None:
         MegatronCheckpoint(one.path)
 
 
-@pytest.mark.parametrize("where", [0.02, 0.3, 0.6, 0.9])
-def test_a_damaged_file_is_named(tmp_path: Path, where: float) -> None:
+@pytest.mark.parametrize("where", ["tensor", "pickle", "end"])
+def test_a_damaged_file_is_named(tmp_path: Path, where: str) -> None:
     written = write_checkpoint(tmp_path, Shape(tp=2))
     file = written.path / "mp_rank_01" / "model_optim_rng.pt"
     raw = bytearray(file.read_bytes())
-    raw[int(len(raw) * where)] ^= 4
+    if where == "tensor":
+        # The second half of the rows of the embedding, which is cut in two.
+        rows = written.model["embedding.word_embeddings.weight"].chunk(2)[1].contiguous()
+        raw[raw.index(rows.view(torch.uint8).numpy().tobytes()) + 100] ^= 4
+    elif where == "pickle":
+        raw[raw.index(b"checkpoint_version")] ^= 4
+    else:
+        del raw[-1]
     file.write_bytes(raw)
     with pytest.raises(CheckpointError, match="mp_rank_01"):
         MegatronCheckpoint(written.path, verify=(0, 1))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from megatron_files import SCHEDULER, write_checkpoint
+from megatron_files import SCHEDULER, megatron_modules, write_checkpoint
 from megatron_model import Shape
 
 from megacore.checkpoint import load_checkpoint
@@ -73,6 +73,17 @@ def test_another_schedule_is_one_message(tmp_path: Path) -> None:
         go_on(f"--bf16 --load {tmp_path} --use-checkpoint-args")
     flags = f"--bf16 --load {tmp_path} --use-checkpoint-args --override-opt_param-scheduler"
     assert "iteration        8" in go_on(f"{flags} --exit-interval 8")
+
+
+def test_a_bert_is_not_a_gpt(tmp_path: Path) -> None:
+    written = write_checkpoint(tmp_path, Shape(), style="legacy")
+    file = written.path / "mp_rank_00" / "model_optim_rng.pt"
+    with megatron_modules():
+        state = torch.load(file, weights_only=False)
+        state["model"]["binary_head"] = {"weight": torch.zeros(2, 12)}
+        torch.save(state, file)
+    with pytest.raises(CheckpointError, match=r"not the model of a GPT: it holds binary_head\.w"):
+        go_on(f"--bf16 --load {tmp_path} --use-checkpoint-args")
 
 
 def test_random_states_of_megatron_are_left_alone(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ class MegatronCheckpoint:
         self.args = stored_fields(state)
         self._files = find_rank_files(
             path,
+            tensor_size=_size(self.args, "tensor_model_parallel_size"),
             pipeline_size=_size(self.args, "pipeline_model_parallel_size"),
             expert_size=_size(self.args, "expert_model_parallel_size") or 1,
         )

@@ -181,7 +181,7 @@ def _chunk(
     keys: dict[str, str] = {}
     unknown: list[str] = []
     for key, value in flattened(model).items():
-        if is_ignored(key):
+        if is_ignored(key) or value is None:
             continue
         name = rename(key)
         if name is None or not isinstance(value, Tensor):

@@ -28,6 +28,7 @@ from megacore.errors import CheckpointError
 
 # Key of an entry of rng_state: the processes that were in this state.
 RANKS = "ranks"
+_MAX_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,12 @@ class RankCheckpoint(Checkpoint):
         if self._files.is_own and manifest is None:
             raise CheckpointError(
                 f"{path}: not a complete checkpoint: {layout.CHECKSUMS} is missing"
+            )
+        unknown = [key for chunk in self._files.model.all_chunks() for key in chunk.unknown]
+        if unknown:
+            raise CheckpointError(
+                f"{path}: not the model of a GPT: it holds {', '.join(unknown[:_MAX_SHOWN])}"
+                + (f" and {len(unknown) - _MAX_SHOWN} more" if len(unknown) > _MAX_SHOWN else "")
             )
         self.is_own = self._files.is_own
         self.iteration = self._files.iteration or layout.iteration_of(path.name)

@@ -77,13 +77,16 @@ def first_file(path: Path) -> Path:
     return _numbers(path)[found[0]] / MODEL_FILE
 
 
-def find_rank_files(path: Path, *, pipeline_size: int | None, expert_size: int = 1) -> RankFiles:
+def find_rank_files(
+    path: Path, *, tensor_size: int | None, pipeline_size: int | None, expert_size: int = 1
+) -> RankFiles:
     """All directories of a checkpoint.
 
     Args:
         path: Directory of an iteration, or of a release.
-        pipeline_size: Ranks of the pipeline by the settings that the checkpoint holds, None when
+        tensor_size: Tensor-parallel size by the settings that the checkpoint holds, None when
             they do not say.
+        pipeline_size: Ranks of the pipeline by those settings.
         expert_size: Expert-parallel size by those settings.
 
     Raises:
@@ -100,7 +103,7 @@ def find_rank_files(path: Path, *, pipeline_size: int | None, expert_size: int =
         names = ", ".join(sorted(p.name for p in numbers.values())[:_MAX_SHOWN])
         raise CheckpointError(f"{path}: directories of more than one layout: {names}")
     directories = {Place(*own): directory for own, directory in numbers.items()}
-    tensor_size = max(place.tensor for place in directories) + 1
+    tensor_size = max(tensor_size or 1, *(place.tensor + 1 for place in directories))
     found_pipeline = max(place.pipeline for place in directories) + 1
     pipeline_size = max(pipeline_size or 1, found_pipeline)
     missing = [
