@@ -187,6 +187,15 @@ def test_only_the_newest_are_retained(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".removing-*"))
 
 
+def test_storages_can_be_resized_afterwards(tmp_path: Path) -> None:
+    """As the parameters are that processes share: their memory comes and goes."""
+    tensors = {"large": torch.randn(1 << 18), "small": torch.randn(3)}
+    save_checkpoint(tmp_path, 1, tensors={"model": tensors}, values={})
+    load_checkpoint(tmp_path).load_into("model", tensors)
+    for tensor in tensors.values():
+        tensor.untyped_storage().resize_(0)
+
+
 def test_load_into_fills_in_place(tmp_path: Path) -> None:
     save(tmp_path, 3)
     wanted = make_tensors(3)["model"]

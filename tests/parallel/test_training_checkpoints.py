@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -41,10 +43,41 @@ CHANGES = [
     ("pp2", "dp2-all-sharded"),
     ("dp2-all-sharded", "single"),
 ]
+MORE_LAYOUTS = {
+    "pp2-virtual2": (
+        2,
+        "--pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 1",
+    ),
+    "pp4-dp2-sharded": (8, "--pipeline-model-parallel-size 4 --use-distributed-optimizer"),
+    "tp2-pp2-dp2-sharded": (
+        8,
+        "--tensor-model-parallel-size 2 --pipeline-model-parallel-size 2 "
+        "--use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather",
+    ),
+    "tp2-cp2-dp2": (8, "--tensor-model-parallel-size 2 --context-parallel-size 2"),
+    "dp8-sharded": (8, "--use-distributed-optimizer"),
+    "dp4-grads-sharded": (4, "--data-parallel-sharding-strategy optim_grads"),
+    "tp2-dp4-all-sharded": (
+        8,
+        "--tensor-model-parallel-size 2 --data-parallel-sharding-strategy optim_grads_params",
+    ),
+    "cp2-pp2-dp2-first-writes": (
+        8,
+        "--context-parallel-size 2 --pipeline-model-parallel-size 2 --no-ckpt-fully-parallel-save",
+    ),
+}
+# Every layout is written once for each of two others to read: 34 pairs.
+ALL_LAYOUTS = LAYOUTS | MORE_LAYOUTS
+NAMES = list(ALL_LAYOUTS)
+MATRIX = [
+    (name, NAMES[(i * 5 + step * 7 + 3) % len(NAMES)])
+    for step in (0, 1)
+    for i, name in enumerate(NAMES)
+]
 
 
 def run(world: WorkerPools, layout: str, flags: str, dtype: str | None) -> list[Trained]:
-    size, layout_flags = LAYOUTS[layout]
+    size, layout_flags = ALL_LAYOUTS[layout]
     line = f"{LENGTH} {layout_flags} {flags}"
     if size == 1:
         return [train_here(None, line, dtype)]
@@ -70,6 +103,40 @@ def test_resume_in_another_layout(
     for name, weight in expected.items():
         error = (found[name] - weight).norm() / weight.norm().clamp_min(1e-30)
         assert error < 1e-10, name
+
+
+@functools.cache
+def uninterrupted_state(optimizer: str) -> tuple[dict[str, torch.Tensor], str]:
+    """The optimizer state at the end, and what was printed."""
+    with tempfile.TemporaryDirectory() as directory:
+        flags = f"{LENGTH} {optimizer} --save {directory} --save-interval 6"
+        printed = train_here(None, flags, "float64").printed
+        return load_checkpoint(directory).tensors("optimizer"), printed
+
+
+def losses(printed: str) -> list[str]:
+    """The loss of every iteration, as printed."""
+    return re.findall(r"lm loss: (\S+)", printed)
+
+
+@pytest.mark.all_layouts
+@pytest.mark.parametrize(("before", "after"), MATRIX)
+def test_optimizer_state_and_losses_in_another_layout(
+    world: WorkerPools, tmp_path: Path, before: str, after: str
+) -> None:
+    optimizer = "--optimizer sgd" if "virtual" in before else ""
+    first, second = tmp_path / "first", tmp_path / "second"
+    saving = f"--save {first} --save-interval 3 --exit-interval 3"
+    run(world, before, f"{optimizer} {saving}", "float64")
+    loading = f"--load {first} --save {second} --save-interval 6"
+    resumed = run(world, after, f"{optimizer} {loading}", "float64")
+    expected, printed = uninterrupted_state(optimizer)
+    found = load_checkpoint(second).tensors("optimizer")
+    assert found.keys() == expected.keys()
+    for name, state in expected.items():
+        error = (found[name] - state).norm() / state.norm().clamp_min(1e-30)
+        assert error < 1e-9, name
+    assert any(losses(result.printed)[:3] == losses(printed)[3:6] for result in resumed)
 
 
 @pytest.mark.parametrize("layout", ["tp2-sp-dp2-sharded-overlapped", "tp2-pp2-zb-v"])

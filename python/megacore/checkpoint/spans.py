@@ -27,6 +27,7 @@ from megacore.checkpoint.layout import CHECKSUMS
 from megacore.checkpoint.manifest import Manifest, SpanRecord
 from megacore.checkpoint.stored import StoredChunk, StoredTensor
 from megacore.checkpoint.torch_files.dcp import read_item
+from megacore.checkpoint.torch_files.tensor_bytes import bytes_of
 from megacore.errors import CheckpointError
 
 # More threads than this only wait for the memory or the device.
@@ -194,7 +195,7 @@ class SpanReader:
             and chunk.start == 0
         ):
             return False
-        flat = target.view(-1).view(torch.uint8).numpy().data
+        flat = bytes_of(target)
         crc, at, behind = 0, record.start, record.length - record.data - size
         with self._open(chunk.span.file) as descriptor:
             for buffer in (memoryview(bytearray(record.data)), flat, memoryview(bytearray(behind))):

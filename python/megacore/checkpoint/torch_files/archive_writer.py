@@ -20,6 +20,7 @@ import torch
 from megacore import _C
 from megacore.checkpoint.durable import CHUNK_BYTES, created, write_all
 from megacore.checkpoint.torch_files.pickle_writer import encode_pickle
+from megacore.checkpoint.torch_files.tensor_bytes import bytes_of
 
 ALIGNMENT = 64
 _FOLDER = "archive"
@@ -137,7 +138,7 @@ def byte_chunks(data: Data) -> Iterator[memoryview]:
         step = CHUNK_BYTES // flat.element_size()
         for start in range(0, flat.numel(), step):
             piece = flat[start : start + step].cpu()
-            yield piece.view(torch.uint8).numpy().data
+            yield bytes_of(piece)
 
 
 def _contiguous_parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
