@@ -7,6 +7,7 @@
 #include "bindings/op_views.h"
 #include "bindings/ops_activation.h"
 #include "bindings/ops_cross_entropy.h"
+#include "bindings/ops_dropout_add.h"
 #include "bindings/ops_embedding.h"
 #include "bindings/ops_rotary.h"
 #include "kernels/adamw.h"
@@ -114,6 +115,7 @@ void register_ops(torch::stable::detail::StableLibrary& library) {
     library.impl("cross_entropy_sums", TORCH_BOX(&cross_entropy_sums<Backend>));
     library.impl("cross_entropy_gradient_", TORCH_BOX(&cross_entropy_gradient_<Backend>));
     library.impl("embedding_gradient", TORCH_BOX(&embedding_gradient<Backend>));
+    library.impl("dropout_add", TORCH_BOX(&dropout_add<Backend>));
 }
 
 }  // namespace megacore::bindings

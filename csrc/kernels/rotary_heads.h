@@ -3,13 +3,8 @@
 
 #include <cstdint>
 
+#include "core/host_device.h"
 #include "kernels/rotary.h"
-
-#ifdef __CUDACC__
-#define MEGACORE_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define MEGACORE_HOST_DEVICE inline
-#endif
 
 namespace megacore {
 
