@@ -38,6 +38,9 @@ CHECKPOINT_FILLS = (
     "kv_channels",
     "max_position_embeddings",
     "tokenizer_type",
+    "lora_rank",
+    "lora_alpha",
+    "lora_targets",
 )
 # ... and always taken, because the weights mean nothing without them.
 CHECKPOINT_DECIDES = (
