@@ -149,7 +149,7 @@ class Corruptor:
         name = self._chance.choices(self._names, weights)[0]
         return name, bytearray(self._original[name])
 
-    def _write(self, name: str, content: bytes) -> None:
+    def _write(self, name: str, content: bytes | bytearray) -> None:
         (self.path / name).write_bytes(content)
 
     def _flip(self) -> Sequence[str]:
