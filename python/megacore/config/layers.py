@@ -265,10 +265,14 @@ def file_layer(path: str, content: Mapping[str, Any], settings: Sequence[Setting
     """
     layer = Layer(Origin("file", path))
     keys: dict[str, tuple[Setting, bool]] = {}
+    # A field's own name comes before a flag that is spelled like it: a file says "x: true" of a
+    # field x that only --no-x can change on a command line, where --x changes nothing.
     for setting in settings:
+        keys.setdefault(canonical(setting.dest), (setting, False))
+    for setting in settings:
+        inverts = setting.is_switch and setting.default is True
         for name in setting.names:
-            keys[canonical(name)] = (setting, setting.is_switch and setting.default is True)
-        keys[canonical(setting.dest)] = (setting, False)
+            keys.setdefault(canonical(name), (setting, inverts))
     groups = {canonical(s.group.replace(" ", "-")): s.group for s in settings}
     seen: dict[str, str] = {}
 
