@@ -47,7 +47,9 @@ def expected(converted: str) -> Run:
     return joined([step_here(None, converted, "float64")])
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(
+    "name", ["tp2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pp3", "dp2"))]
+)
 def test_converted_model_is_finetuned_alike(
     world: WorkerPools, converted: str, expected: Run, name: str
 ) -> None:

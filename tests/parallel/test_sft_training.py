@@ -10,7 +10,7 @@ import torch
 from sft_runs import finetune_here
 from worker_pool import WorkerPools
 
-from megacore.checkpoint.load import load_checkpoint
+from megacore.checkpoint import load_checkpoint
 from megacore.data.chat.template import load_template
 from megacore.inference.engine import Engine
 from megacore.inference.loading import load_model
@@ -49,8 +49,14 @@ STEPS = "--train-iters 4 --lr-decay-iters 4 --global-batch-size 8"
         (1, "--micro-batch-size 8"),
         (2, "--micro-batch-size 2 --use-distributed-optimizer --overlap-grad-reduce"),
         (2, "--micro-batch-size 2 --context-parallel-size 2"),
-        (2, "--micro-batch-size 1 --pipeline-model-parallel-size 2"),
-        (2, "--micro-batch-size 4 --tensor-model-parallel-size 2 --sequence-parallel"),
+        pytest.param(
+            2, "--micro-batch-size 1 --pipeline-model-parallel-size 2", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            2,
+            "--micro-batch-size 4 --tensor-model-parallel-size 2 --sequence-parallel",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_loss_is_the_mean_over_answer_tokens_however_the_batch_is_divided(
