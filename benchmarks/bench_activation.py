@@ -38,6 +38,7 @@ def main() -> None:
             bias = new(width).to(dtype).requires_grad_()
             dout = new(args.rows, args.inner).to(dtype)
             inputs = [x, bias] if with_bias else [x]
+            torch.compiler.reset()  # else the ninth variant would run uncompiled
             compiled = torch.compile(activation_reference, dynamic=False)
             pair = [
                 forward_backward(
