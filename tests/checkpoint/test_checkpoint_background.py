@@ -82,7 +82,6 @@ def test_a_real_program_writes_too(tmp_path: Path) -> None:
     writer = BackgroundWriter([tmp_path])
     try:
         writer.wait_until_ready()
-        writer.reserve(content_of(1))
         for seed in (1, 2):
             writer.submit(content_of(seed))
             writer.wait()

@@ -122,10 +122,6 @@ class BackgroundWriter:
         """
         self._answer()
 
-    def reserve(self, content: Content) -> None:
-        """Lets the other process find the memory for copies of this content already."""
-        self._send({"reserve": snapshot_bytes(content)})
-
     def submit(
         self,
         content: Content,

@@ -56,9 +56,6 @@ def serve(channel: Channel, memory: SharedMemory) -> None:
                     peers += [writers] if isinstance(writers, StoreWriters) else []
                     directories = _opened(message["open"], writers, stack)
                     answer: dict[str, Any] = {"ready": True}
-                elif "reserve" in message:
-                    memory.reserve(message["reserve"])
-                    continue
                 else:
                     answer = {"saved": _save(message["save"], directories, memory)}
             except CheckpointError as error:

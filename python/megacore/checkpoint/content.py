@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from megacore.checkpoint.chunks import Index, Region, part_regions, whole
@@ -16,6 +20,8 @@ from megacore.checkpoint.sharded_keys import GROUPS, is_unambiguous
 
 # Chunks in a snapshot begin at multiples of this many bytes.
 _ALIGNMENT = 64
+# More threads than this only wait for the memory.
+_COPY_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -118,15 +124,36 @@ def snapshot(content: Content, memory: Tensor) -> Content:
     Returns:
         The same content, with tensors that lie in `memory`.
     """
-    copied, position = [], 0
+    copied: list[Chunk] = []
+    position = 0
     for chunk in content.chunks:
         size = chunk.data.nbytes
         data = memory[position : position + size].view(chunk.data.dtype).view(chunk.region.sizes)
-        copied.append(replace(chunk, data=data.copy_(chunk.data, non_blocking=True)))
+        copied.append(replace(chunk, data=data))
         position += _aligned(size)
+    pairs = list(zip(copied, content.chunks, strict=True))
+    plain = [(mine, other) for mine, other in pairs if _is_plain(other.data)]
+    for mine, other in pairs:
+        if not _is_plain(other.data):
+            # By this thread, whose stream of the GPU has made the values.
+            mine.data.copy_(other.data, non_blocking=True)
+    # Whole tensors for each thread: when the machine is busy, threads that share one tensor spend
+    # their time waiting for each other.
+    with ThreadPoolExecutor(min(_COPY_THREADS, len(os.sched_getaffinity(0)))) as pool:
+        for _ in pool.map(lambda pair: np.copyto(_bytes(pair[0]), _bytes(pair[1])), plain):
+            pass
     if any(chunk.data.is_cuda for chunk in content.chunks):
         torch.cuda.synchronize()
     return replace(content, chunks=tuple(copied))
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.numel() > 0
+
+
+def _bytes(chunk: Chunk) -> NDArray[np.uint8]:
+    array: NDArray[np.uint8] = chunk.data.detach().view(-1).view(torch.uint8).numpy()
+    return array
 
 
 def _aligned(num_bytes: int) -> int:

@@ -30,8 +30,8 @@ class SharedMemory:
         self._tensor = torch.empty(0, dtype=torch.uint8)
         self._is_pinned = False
 
-    def reserve(self, num_bytes: int) -> None:
-        """Makes the system find memory for this many bytes, so that later no time goes into it.
+    def _reserve(self, num_bytes: int) -> None:
+        """Makes the system find memory for this many bytes, or say at once that there is none.
 
         Raises:
             CheckpointError: There is not so much.
@@ -60,7 +60,7 @@ class SharedMemory:
         if num_bytes > self._tensor.numel():
             self._release()
             if os.fstat(self.descriptor).st_size < num_bytes:
-                self.reserve(num_bytes)
+                self._reserve(num_bytes)
             # Populated: the pages are entered into the tables in one go, not one by one.
             flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
             mapped = mmap.mmap(self.descriptor, num_bytes, flags=flags)
