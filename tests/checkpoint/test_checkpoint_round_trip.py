@@ -13,7 +13,7 @@ import xxhash
 from checkpoint_cases import differences, make_tensors, make_values, same
 
 from megacore.checkpoint import Checkpoint, VocabularyRows, load_checkpoint, save_checkpoint
-from megacore.checkpoint.durable import CHUNK_BYTES
+from megacore.durable import CHUNK_BYTES
 from megacore.errors import CheckpointError
 
 DTYPES = (

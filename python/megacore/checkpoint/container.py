@@ -23,7 +23,6 @@ from megacore.checkpoint import layout
 from megacore.checkpoint.chunks import Index, Region, tiling_fault
 from megacore.checkpoint.common_file import common_of
 from megacore.checkpoint.content import Chunk, Content, spread
-from megacore.checkpoint.durable import CHUNK_BYTES, created, sync_directory, write_all, write_file
 from megacore.checkpoint.manifest import FileRecord, Manifest, SpanRecord, digest_of
 from megacore.checkpoint.sharded_keys import single_key, stacked_key
 from megacore.checkpoint.torch_files import TorchFileStream, write_torch_file
@@ -34,6 +33,7 @@ from megacore.checkpoint.torch_files.dcp import (
     TensorEntry,
     write_dcp_metadata,
 )
+from megacore.durable import CHUNK_BYTES, created, sync_directory, write_all, write_file
 from megacore.errors import CheckpointError
 
 # A process with at least this many bytes writes two files at a time.

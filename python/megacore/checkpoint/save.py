@@ -17,11 +17,11 @@ from megacore.checkpoint import layout
 from megacore.checkpoint.claim import Claim
 from megacore.checkpoint.container import finish, stacks_of, structure, write_chunks
 from megacore.checkpoint.content import Content, collect
-from megacore.checkpoint.durable import free_bytes, replace_file, sync_directory
 from megacore.checkpoint.megatron.saving import FileStreams, finish_files
 from megacore.checkpoint.pieces import Part
 from megacore.checkpoint.retention import Retention, remove_before_saving, remove_superseded
 from megacore.checkpoint.writers import Alone, Writers, together
+from megacore.durable import free_bytes, replace_file, sync_directory
 from megacore.errors import CheckpointError
 
 _log = logging.getLogger(__name__)

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from megacore import _C
 from megacore.checkpoint.chunks import Region
-from megacore.checkpoint.durable import CHUNK_BYTES
 from megacore.checkpoint.layout import CHECKSUMS
 from megacore.checkpoint.manifest import Manifest, SpanRecord
 from megacore.checkpoint.stored import StoredChunk, StoredTensor
 from megacore.checkpoint.torch_files.dcp import read_item
 from megacore.checkpoint.torch_files.tensor_bytes import bytes_of
+from megacore.durable import CHUNK_BYTES
 from megacore.errors import CheckpointError
 
 # More threads than this only wait for the memory or the device.

@@ -17,13 +17,13 @@ from megacore.checkpoint.convert.model_stream import (
     TargetOptions,
     TensorInfo,
 )
-from megacore.checkpoint.durable import write_file
 from megacore.checkpoint.load import Checkpoint
 from megacore.checkpoint.megatron.names import is_ignored
 from megacore.checkpoint.megatron.source import described
 from megacore.checkpoint.megatron.spool import Spool
 from megacore.checkpoint.megatron.target import COUNTERS, arguments_of, rows_of_vocabulary
 from megacore.checkpoint.sharded_keys import MODEL, stacked_key
+from megacore.durable import write_file
 from megacore.errors import CheckpointError
 
 _SPOOL = ".collected.scratch"

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from megacore.checkpoint.claim import Claim
-from megacore.checkpoint.durable import free_bytes, sync_directory
+from megacore.durable import free_bytes, sync_directory
 from megacore.errors import CheckpointError
 
 _PREFIX = ".converting-"

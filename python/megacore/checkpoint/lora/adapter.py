@@ -13,9 +13,9 @@ from torch import Tensor
 from megacore.checkpoint import layout
 from megacore.checkpoint.adapters import holds_adapters
 from megacore.checkpoint.convert.publish import Publication
-from megacore.checkpoint.durable import replace_file
 from megacore.checkpoint.open import load_checkpoint
 from megacore.checkpoint.save import save_checkpoint
+from megacore.durable import replace_file
 from megacore.errors import CheckpointError
 from megacore.layers.lora import ADAPTER, LINEAR_IN, LINEAR_OUT
 from megacore.models.lora import LORA_TARGETS

@@ -25,8 +25,8 @@ from torch import Tensor
 from megacore.checkpoint.convert.hf.family import Family
 from megacore.checkpoint.convert.hf.rules import Rule
 from megacore.checkpoint.convert.publish import Publication
-from megacore.checkpoint.durable import write_file
 from megacore.checkpoint.lora.adapter import Adapters, Pair, padded
+from megacore.durable import write_file
 from megacore.errors import CheckpointError
 from megacore.models.config import ModelConfig
 from megacore.models.lora import LORA_TARGETS

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from megacore.checkpoint import layout
 from megacore.checkpoint.chunks import part_regions, whole
-from megacore.checkpoint.durable import CHUNK_BYTES
 from megacore.checkpoint.load import Checkpoint
 from megacore.checkpoint.manifest import Manifest, read_manifest
 from megacore.checkpoint.megatron.checkpoint import RNG, MegatronCheckpoint
@@ -24,6 +23,7 @@ from megacore.checkpoint.spans import Copy
 from megacore.checkpoint.stored import StoredChunk, StoredTensor
 from megacore.checkpoint.torch_files import read_torch_file
 from megacore.checkpoint.torch_files.dcp import StorageSpan
+from megacore.durable import CHUNK_BYTES
 from megacore.errors import CheckpointError
 
 # Key of an entry of rng_state: the processes that were in this state.

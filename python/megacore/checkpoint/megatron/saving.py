@@ -9,9 +9,9 @@ from typing import Any
 import xxhash
 
 from megacore.checkpoint import layout
-from megacore.checkpoint.durable import created, sync_directory, write_all, write_file
 from megacore.checkpoint.manifest import FileRecord, Manifest
 from megacore.checkpoint.torch_files import TorchFileStream
+from megacore.durable import created, sync_directory, write_all, write_file
 
 
 class FileStreams:

@@ -17,7 +17,6 @@ from megacore.checkpoint.convert.model_stream import (
     TargetOptions,
     TensorInfo,
 )
-from megacore.checkpoint.durable import write_file
 from megacore.checkpoint.megatron.arguments import namespace
 from megacore.checkpoint.megatron.names import (
     OUTPUT_WEIGHT,
@@ -39,6 +38,7 @@ from megacore.checkpoint.megatron.splits import full_layout
 from megacore.checkpoint.megatron.spool import Spool
 from megacore.checkpoint.torch_files import write_torch_file
 from megacore.data.tokenizers import padded_vocab_size
+from megacore.durable import write_file
 from megacore.errors import CheckpointError
 from megacore.parallel.layout import ParamLayout, copy_boxes
 from megacore.parallel.stages import StageLayers, divide_layers

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from megacore import _C
-from megacore.checkpoint.durable import CHUNK_BYTES, created, write_all
 from megacore.checkpoint.torch_files.pickle_writer import encode_pickle
 from megacore.checkpoint.torch_files.tensor_bytes import bytes_of
+from megacore.durable import CHUNK_BYTES, created, write_all
 
 ALIGNMENT = 64
 _FOLDER = "archive"

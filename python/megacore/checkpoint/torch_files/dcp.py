@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from megacore.checkpoint.durable import write_file
 from megacore.checkpoint.torch_files.inert import Record, shown
 from megacore.checkpoint.torch_files.limits import Limits
 from megacore.checkpoint.torch_files.machine import load_pickle
 from megacore.checkpoint.torch_files.pickle_writer import encode_pickle
 from megacore.checkpoint.torch_files.reader import read_torch_file
 from megacore.checkpoint.torch_files.storages import MappedFile
+from megacore.durable import write_file
 from megacore.errors import CheckpointError
 
 METADATA_NAME = ".metadata"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from megacore.checkpoint.convert.model_stream import TensorInfo
-from megacore.checkpoint.durable import CHUNK_BYTES
+from megacore.durable import CHUNK_BYTES
 
 DTYPE_NAMES = {
     torch.float64: "F64",

@@ -18,7 +18,7 @@ from megacore.checkpoint.convert.hf.rules import Rule
 from megacore.checkpoint.convert.hf.safetensors_file import SafetensorsFile, num_bytes
 from megacore.checkpoint.convert.hf.source import GENERATION
 from megacore.checkpoint.convert.model_stream import ModelDescription, TargetOptions, TensorInfo
-from megacore.checkpoint.durable import write_file
+from megacore.durable import write_file
 from megacore.errors import CheckpointError
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
