@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megacore.config import flag
@@ -223,6 +223,7 @@ def printed(words: str) -> str:
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 
 
+@settings(deadline=None)  # a busy machine makes single examples slow
 @given(
     st.builds(
         ShapeConfig,
