@@ -40,7 +40,8 @@ template <class T, int kVec, bool kInterleaved, bool kBackward>
 __global__ void __launch_bounds__(kMaxThreads) rotary_kernel(const Params<T> p) {
     const std::int64_t token = blockIdx.x;
     const std::int64_t size = p.heads.head_size;
-    const int items = static_cast<int>(ceil_div(size, 2 * kVec));
+    // Not ceil_div: nvcc calls host functions from the device only with a flag of its own.
+    const int items = static_cast<int>((size + 2 * kVec - 1) / (2 * kVec));
     const int count = static_cast<int>(p.heads.count()) * items;
     for (int index = threadIdx.x; index < count; index += blockDim.x) {
         const RotaryHead<T> head = p.heads.at(token, index / items);
