@@ -49,6 +49,9 @@ VERBS: dict[str, Verb] = {
     "data": Verb("megacore.data.cli:main", "info, show, train-tokenizer: inspect and prepare data"),
     "train": Verb("megacore.training.cli:main", "train a GPT (the same as pretrain_gpt.py)"),
     "generate": Verb("megacore.inference.cli:main", "generate text from a checkpoint"),
+    "evaluate": Verb(
+        "megacore.evaluation.cli:main", "score a model on a task (the same as tasks/main.py)"
+    ),
     "convert": Verb(
         "megacore.checkpoint.convert.cli:main",
         "convert a model: Hugging Face, GGUF, Meta Llama, Megatron",

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from megacore.config.fault_rule import Rule
 from megacore.config.faults_convert import CONVERT_RULES
+from megacore.config.faults_evaluation import EVALUATION_RULES
 from megacore.config.faults_finetune import FINETUNE_RULES
 from megacore.config.faults_parallel import PARALLEL_RULES
 from megacore.errors import Fault
@@ -439,6 +440,7 @@ RULES: dict[str, Rule] = {
     **PARALLEL_RULES,
     **CONVERT_RULES,
     **FINETUNE_RULES,
+    **EVALUATION_RULES,
 }
 
 

@@ -169,6 +169,14 @@ class GPTModel(nn.Module):
         hidden = self._hidden(tokens, None, None, cache, None)
         return self._logits(hidden[torch.arange(hidden.shape[0], device=hidden.device), last])
 
+    def hidden_states(self, tokens: Tensor) -> Tensor:
+        """What the output layer sees of whole sequences: [B, S, H] for `tokens` [B, S] int64."""
+        return self._hidden(tokens, None, None, None, None)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of hidden states [..., H]."""
+        return self._logits(hidden)
+
     def _logits(self, hidden: Tensor) -> Tensor:
         assert self.output_layer is not None
         tied_weight = None if self.embedding is None else self.embedding.word_embeddings.weight
