@@ -24,6 +24,9 @@ _CHAPTERS = {
     "MC09": "Parallelism",
     "MC10": "Conversion",
     "MC11": "Finetuning",
+    "MC12": "Kernels",
+    "MC13": "BERT, T5 and evaluation",
+    "MC14": "Planning",
 }
 
 
