@@ -137,8 +137,8 @@ __global__ void __launch_bounds__(kThreads) activation_backward_kernel(const Par
     const std::int64_t end =
         first + p.rows_per_chunk < p.num_rows ? first + p.rows_per_chunk : p.num_rows;
     const X* bias = p.bias == nullptr ? nullptr : p.bias + column;
-    float sum[kVec] = {};
-    float gate_sum[kVec] = {};
+    Pack<float, kVec> sum{};
+    Pack<float, kVec> gate_sum{};
     for (std::int64_t row = first; row < end; ++row) {
         const X* x = p.x + row * width + column;
         X* dx = p.result + row * width + column;
@@ -152,10 +152,10 @@ __global__ void __launch_bounds__(kThreads) activation_backward_kernel(const Par
         for (int k = 0; k < kVec; ++k) {
             const ValueAndSlope f = apply(p.activation, z.values[k]);
             z.values[k] = dout.values[k] * (kGated ? gate.values[k] * f.slope : f.slope);
-            sum[k] += z.values[k];
+            sum.elements[k] += z.values[k];
             if constexpr (kGated) {
                 gate.values[k] = dout.values[k] * f.value;
-                gate_sum[k] += gate.values[k];
+                gate_sum.elements[k] += gate.values[k];
             }
         }
         z.store(dx);
@@ -163,11 +163,8 @@ __global__ void __launch_bounds__(kThreads) activation_backward_kernel(const Par
     }
     if (bias == nullptr) return;
     float* partial = p.partial + blockIdx.y * width + column;
-#pragma unroll
-    for (int k = 0; k < kVec; ++k) {
-        partial[k] = sum[k];
-        if constexpr (kGated) partial[p.inner + k] = gate_sum[k];
-    }
+    sum.store(partial);
+    if constexpr (kGated) gate_sum.store(partial + p.inner);
 }
 
 // --- Launchers ----------------------------------------------------------------------------------
@@ -227,7 +224,8 @@ void launch_backward(const ActivationBackward& args, void* stream) {
                            .activation = args.activation};
     if (num_rows > 0) {
         const bool vectors = aligned16(params.result) && aligned16(params.x) &&
-                             aligned16(params.bias) && aligned16(params.dout);
+                             aligned16(params.bias) && aligned16(params.dout) &&
+                             aligned16(params.partial);
         dispatch(params, vectors, args.gated, stream, [&](auto vec, auto gated, const auto& shape) {
             launch(activation_backward_kernel<X, vec(), gated()>, shape, params);
         });

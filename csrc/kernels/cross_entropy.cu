@@ -103,11 +103,12 @@ __global__ void __launch_bounds__(kMaxThreads)
     const float factor = p.factor[row];
     const float uniform = p.uniform == nullptr ? 0.0f : p.uniform[row];
     const std::int64_t label = p.labels[row] - p.first_column - at;
+    const float at_label = label >= 0 && label < kVec ? p.at_label[row] : 0.0f;
     auto pack = Pack<X, kVec>::load(p.logits + row * p.columns + at);
 #pragma unroll
     for (int k = 0; k < kVec; ++k) {
         float value = fmaf(expf(widen(pack.elements[k]) - largest), factor, -uniform);
-        if (label == k) value -= p.at_label[row];
+        if (label == k) value -= at_label;
         pack.elements[k] = narrow<X>(value);
     }
     pack.store(p.dlogits + row * p.columns + at);

@@ -140,10 +140,11 @@ __global__ void __launch_bounds__(kMaxForwardThreads)
 
 // Grid: any; this thread's rows are its first row and every (gridDim.x * blockDim.y)-th after it.
 template <class X, class W, int kVec, int kItems, bool kLayerNorm>
-__global__ void __launch_bounds__(kMaxBackwardThreads)
+__global__ void __launch_bounds__(kMaxBackwardThreads, 1)
     norm_backward_kernel(const BackwardParams<X, W> p) {
     constexpr bool kCached = kItems > 0;
     constexpr int kSlots = kCached ? kItems : 1;
+    using Share = Pack<float, kVec>;
     __shared__ float scratch[2][kMaxRowsPerBlock][kWarpSize];
 
     const std::int64_t share = static_cast<std::int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
@@ -153,14 +154,12 @@ __global__ void __launch_bounds__(kMaxBackwardThreads)
     float* dbias_share = dweight_share + p.hidden;
     const float scale = 1.0f / static_cast<float>(p.hidden);
 
-    float dweight[kSlots][kVec] = {};
-    float dbias[kSlots][kVec] = {};
+    Share dweight[kSlots] = {};
+    Share dbias[kSlots] = {};
     if constexpr (!kCached) {
         for_each_column<0, kVec>(p.hidden, [&](int, std::int64_t column) {
-#pragma unroll
-            for (int k = 0; k < kVec; ++k) dweight_share[column + k] = 0.0f;
-#pragma unroll
-            for (int k = 0; k < kVec; ++k) dbias_share[column + k] = 0.0f;
+            Share{}.store(dweight_share + column);
+            Share{}.store(dbias_share + column);
         });
     }
 
@@ -182,6 +181,10 @@ __global__ void __launch_bounds__(kMaxBackwardThreads)
             x_cache[item] = Pack<X, kVec>::load(x + column);
             dout_cache[item] = Pack<X, kVec>::load(dout + column);
             const auto weight = Pack<W, kVec>::load(p.weight + column);
+            if constexpr (!kCached) {
+                dweight[0] = Share::load(dweight_share + column);
+                dbias[0] = Share::load(dbias_share + column);
+            }
 #pragma unroll
             for (int k = 0; k < kVec; ++k) {
                 const float dy = widen(dout_cache[item].elements[k]);
@@ -189,13 +192,13 @@ __global__ void __launch_bounds__(kMaxBackwardThreads)
                 const float g = dy * (widen(weight.elements[k]) + p.shift);
                 sum_g += g;
                 sum_gx = fmaf(g, xhat, sum_gx);
-                if constexpr (kCached) {
-                    dweight[item][k] = fmaf(dy, xhat, dweight[item][k]);
-                    dbias[item][k] += dy;
-                } else {
-                    dweight_share[column + k] = fmaf(dy, xhat, dweight_share[column + k]);
-                    dbias_share[column + k] += dy;
-                }
+                float& dw = dweight[item].elements[k];
+                dw = fmaf(dy, xhat, dw);
+                dbias[item].elements[k] += dy;
+            }
+            if constexpr (!kCached) {
+                dweight[0].store(dweight_share + column);
+                dbias[0].store(dbias_share + column);
             }
         });
         const float mean_gx = row_sum(sum_gx, scratch[0][threadIdx.y]) * scale;
@@ -223,10 +226,8 @@ __global__ void __launch_bounds__(kMaxBackwardThreads)
 
     if constexpr (kCached) {
         for_each_column<kItems, kVec>(p.hidden, [&](int item, std::int64_t column) {
-#pragma unroll
-            for (int k = 0; k < kVec; ++k) dweight_share[column + k] = dweight[item][k];
-#pragma unroll
-            for (int k = 0; k < kVec; ++k) dbias_share[column + k] = dbias[item][k];
+            dweight[item].store(dweight_share + column);
+            dbias[item].store(dbias_share + column);
         });
     }
 }
@@ -350,7 +351,7 @@ void launch_backward(const NormBackward& args, void* stream) {
         .shift = args.zero_centered ? 1.0f : 0.0f,
     };
     const bool vectors = aligned16(params.dx) && aligned16(params.dout) && aligned16(params.x) &&
-                         aligned16(params.weight);
+                         aligned16(params.weight) && aligned16(params.partial);
     std::int64_t num_shares = 0;
     if (params.num_rows > 0) {
         dispatch_geometry<

@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "core/dtype.h"
 
@@ -44,16 +45,51 @@ __device__ __forceinline__ __half narrow<__half>(float value) {
     return __float2half_rn(value);
 }
 
+/// The type that the bytes of a Pack move as.
+template <int kBytes>
+struct WordOf {
+    using type = uint4;
+};
+template <>
+struct WordOf<8> {
+    using type = uint2;
+};
+template <>
+struct WordOf<4> {
+    using type = unsigned int;
+};
+template <>
+struct WordOf<2> {
+    using type = unsigned short;
+};
+template <>
+struct WordOf<1> {
+    using type = unsigned char;
+};
+
 /// kCount elements that move with the widest accesses their size allows, 16 bytes at most.
 template <class T, int kCount>
 struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) * kCount : 16) Pack {
+    using Word = typename WordOf<static_cast<int>(sizeof(T)) * kCount>::type;
+    static constexpr int kWords = static_cast<int>(sizeof(T)) * kCount / sizeof(Word);
+
     T elements[kCount];
 
     static __device__ __forceinline__ Pack load(const T* source) {
-        return *reinterpret_cast<const Pack*>(source);
+        Word words[kWords];
+#pragma unroll
+        for (int i = 0; i < kWords; ++i) words[i] = reinterpret_cast<const Word*>(source)[i];
+        Pack pack;
+        memcpy(&pack, words, sizeof(Pack));
+        return pack;
     }
+    /// To global memory. nvcc takes structs apart and may then write element by element, so the
+    /// instruction is named.
     __device__ __forceinline__ void store(T* target) const {
-        *reinterpret_cast<Pack*>(target) = *this;
+        Word words[kWords];
+        memcpy(words, this, sizeof(Pack));
+#pragma unroll
+        for (int i = 0; i < kWords; ++i) __stwb(reinterpret_cast<Word*>(target) + i, words[i]);
     }
 };
 
