@@ -14,6 +14,7 @@ import argparse
 import statistics
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from megacore.data import build_datasets, build_loader
 from megacore.data.config import DataConfig
 from megacore.data.indexed_dataset import IndexedDataset, IndexedDatasetWriter
+from megacore.data.loader import make_batch
 
 VOCABULARY = 50257
 
@@ -115,8 +117,9 @@ def run(folder: Path, length: int, tokens: int, repeats: int) -> None:
                 )  # fmt: skip
 
         def load(size=size) -> None:
+            make = partial(make_batch, vocab_size=VOCABULARY)
             for _ in build_loader(
-                train, data=data, micro_batch_size=size, consumed_samples=0, vocab_size=VOCABULARY
+                train, make=make, data=data, micro_batch_size=size, consumed_samples=0
             ):
                 pass
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,10 +199,10 @@ def test_replicas_and_a_later_start_see_the_same_sequences(
     def rows(rank: int, size: int, consumed: int) -> list[list[int]]:
         loader = build_loader(
             built.train,
+            make=partial(make_batch, vocab_size=999),
             data=data,
             micro_batch_size=2,
             consumed_samples=consumed,
-            vocab_size=999,
             data_parallel_rank=rank,
             data_parallel_size=size,
         )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from dataset_fixtures import EOD, FakeTokenizer, config, write_documents
 
 from megacore.data import build_datasets, build_loader
+from megacore.data.loader import make_batch
 from megacore.errors import ConfigError, DataError
 
 
@@ -22,9 +24,9 @@ def train(tmp_path):
 
 def load(dataset, *, micro=4, consumed=0, vocab=100, rank=0, ranks=1, **data):
     return build_loader(
-        dataset, data=config(mock_data=True, **data), micro_batch_size=micro,
-        consumed_samples=consumed, data_parallel_rank=rank, data_parallel_size=ranks,
-        vocab_size=vocab,
+        dataset, make=partial(make_batch, vocab_size=vocab), data=config(mock_data=True, **data),
+        micro_batch_size=micro, consumed_samples=consumed, data_parallel_rank=rank,
+        data_parallel_size=ranks,
     )  # fmt: skip
 
 

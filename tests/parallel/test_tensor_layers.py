@@ -23,11 +23,8 @@ from megacore.parallel.config import ParallelConfig
 from megacore.parallel.groups import Group
 from megacore.parallel.layout import ParamLayout, full_tensor
 from megacore.parallel.linear import Overlap
-from megacore.parallel.tensor import (
-    GPT_SPLITS,
-    LayerSplit,
-    apply_tensor_parallel,
-)
+from megacore.parallel.splits import SPLITS, LayerSplit
+from megacore.parallel.tensor import apply_tensor_parallel
 from megacore.parallel.weight_grad import WeightGradStore
 
 
@@ -113,7 +110,7 @@ def test_what_cannot_be_divided(settings: dict[str, object], size: int, words: l
 
 
 def test_every_layer_must_be_in_the_table() -> None:
-    splits = [row for row in GPT_SPLITS if "final" not in row.layers]
+    splits = [row for row in SPLITS if "final" not in row.layers]
     with pytest.raises(UsageError, match=r"decoder\.final_layernorm is in no row"):
         layouts_of(Case(), splits=splits)
     extended = [LayerSplit(layers="decoder.final*", split="tokens"), *splits]

@@ -18,6 +18,7 @@ from megacore.models.resolve import transformer_spec
 from megacore.optim import MicrobatchCalculator
 from megacore.testing.hf_weights import from_gpt2
 from megacore.training.batches import build_batches, samples_wanted
+from megacore.training.families import GPTFamily
 from megacore.training.run_config import RunConfig, parse_run
 from megacore.training.run_state import RunState
 
@@ -53,6 +54,7 @@ def batches(run: RunConfig) -> list[tuple[Tensor, Tensor, Tensor]]:
     source = build_batches(
         run,
         build_tokenizer(run.tokenizer),
+        family=GPTFamily(),
         state=RunState(),
         wanted=samples_wanted(run, train_iters=STEPS, batch_size=6),
         vocab_rows=ROWS,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from megacore.data.config import DataConfig
 from megacore.data.datasets import Dataset
 from megacore.data.gpt_dataset import finish_batch
 from megacore.data.samplers import Sharding, cyclic, sequential
+
+AnyBatch = TypeVar("AnyBatch")
 
 # Micro-batches under way per thread: one being made, one waiting.
 _AHEAD = 2
@@ -45,16 +48,31 @@ class Batch:
     max_seqlen: int | None
 
 
+class Sized(Protocol):
+    """A dataset as a loader knows it."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+
+# Gathers the micro-batch of some samples [b] of a dataset.
+MakeBatch = Callable[[Any, NDArray[np.int64]], AnyBatch]
+
+
 def build_loader(
-    dataset: Dataset | PackedDataset,
+    dataset: Sized,
     *,
+    make: MakeBatch[AnyBatch],
     data: DataConfig,
     micro_batch_size: int,
     consumed_samples: int,
-    vocab_size: int,
     data_parallel_rank: int = 0,
     data_parallel_size: int = 1,
-) -> Iterator[Batch]:
+) -> Iterator[AnyBatch]:
     """Micro-batches of one data-parallel rank, from where the run stands.
 
     The order does not depend on the number of threads, nor on where a run was interrupted: a cyclic
@@ -62,10 +80,10 @@ def build_loader(
 
     Args:
         dataset: Samples.
+        make: Makes a micro-batch; called from several threads.
         data: Resolved settings: kind of pass, threads.
         micro_batch_size: b.
         consumed_samples: Samples that all ranks have used before.
-        vocab_size: Every token id must be smaller.
         data_parallel_rank: This rank.
         data_parallel_size: Number of ranks.
 
@@ -86,24 +104,24 @@ def build_loader(
     else:
         order = sequential(len(dataset), consumed=consumed_samples, sharding=sharding)
     if data.num_workers == 0:
-        return (make_batch(dataset, samples, vocab_size=vocab_size) for samples in order)
-    return _prefetched(dataset, order, vocab_size=vocab_size, threads=data.num_workers)
+        return (make(dataset, samples) for samples in order)
+    return _prefetched(dataset, order, make, threads=data.num_workers)
 
 
 def _prefetched(
-    dataset: Dataset | PackedDataset,
+    dataset: Sized,
     order: Iterator[NDArray[np.int64]],
+    make: MakeBatch[AnyBatch],
     *,
-    vocab_size: int,
     threads: int,
-) -> Iterator[Batch]:
+) -> Iterator[AnyBatch]:
     pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="megacore-data")
     try:
-        pending: deque[Future[Batch]] = deque()
+        pending: deque[Future[AnyBatch]] = deque()
 
         def submit(count: int) -> None:
             for samples in islice(order, count):
-                pending.append(pool.submit(make_batch, dataset, samples, vocab_size=vocab_size))
+                pending.append(pool.submit(make, dataset, samples))
 
         submit(_AHEAD * threads)
         while pending:

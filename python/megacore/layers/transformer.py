@@ -46,6 +46,11 @@ class TransformerLayer(nn.Module):
             self.post_mlp_layernorm = Norm(width, spec=spec, dtype=dtype, device=device)
         self.hidden_dropout: nn.Module = Dropout(spec.hidden_dropout)
 
+    @property
+    def attentions(self) -> list[SelfAttention]:
+        """Its attention modules, in order."""
+        return [self.self_attention]
+
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         """Map the residual stream `x` [B, S, H] to the next one."""
         normed = self.self_attention.linear_qkv.normalized(x)

@@ -10,13 +10,14 @@ from megacore.config.faults import fault, required
 from megacore.config.fields import flag
 from megacore.config.settings import refuse, value_faults
 from megacore.errors import Fault
+from megacore.models.kinds import KindConfig
 from megacore.models.positions import PositionConfig
 from megacore.models.window import parse_window, window_layers
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig(PositionConfig):
-    """Architecture, initialisation and numerics of a decoder-only transformer."""
+class ModelConfig(KindConfig, PositionConfig):
+    """Architecture, initialisation and numerics of a transformer."""
 
     GROUP: ClassVar[str] = "model"
 

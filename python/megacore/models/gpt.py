@@ -6,7 +6,6 @@ import itertools
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megacore.errors import UsageError
@@ -14,51 +13,15 @@ from megacore.layers.attention import AttentionContext
 from megacore.layers.cross_entropy import TokenLoss
 from megacore.layers.embedding import Embedding
 from megacore.layers.kv_cache import KVCache
-from megacore.layers.linear import Product
 from megacore.layers.rotary import RotaryTable, rotary_table
 from megacore.layers.spec import RotarySpec
 from megacore.layers.transformer import TransformerBlock
 from megacore.models.config import ModelConfig, RecomputeConfig
 from megacore.models.resolve import recompute_spec, transformer_spec
+from megacore.models.staged import OutputLayer, StagedModel
 
 
-class OutputLayer(nn.Module):
-    """Projection to the vocabulary; without a weight of its own when the embedding is tied.
-
-    Attributes:
-        tied: The weight is that of the word embedding. One of its own is then a copy of that,
-            which a part of a model that lacks the embedding has.
-        product: Computes the logits from hidden states, weight and no bias.
-    """
-
-    def __init__(
-        self,
-        vocab_size: int,
-        hidden_size: int,
-        *,
-        tied: bool,
-        dtype: torch.dtype,
-        device: torch.device | str | None,
-    ) -> None:
-        super().__init__()
-        self.tied = tied
-        self.product: Product = F.linear
-        self.weight: nn.Parameter | None
-        if tied:
-            self.register_parameter("weight", None)
-        else:
-            self.weight = nn.Parameter(
-                torch.empty(vocab_size, hidden_size, dtype=dtype, device=device)
-            )
-
-    def forward(self, hidden: Tensor, tied_weight: Tensor | None = None) -> Tensor:
-        """Logits [..., V] of `hidden` [..., H]; `tied_weight` is used when it has none."""
-        weight = tied_weight if self.weight is None else self.weight
-        assert weight is not None
-        return self.product(hidden, weight, None)
-
-
-class GPTModel(nn.Module):
+class GPTModel(StagedModel):
     """A decoder-only transformer.
 
     Parameters are uninitialised until `models.initialization.init_weights` or a checkpoint fills

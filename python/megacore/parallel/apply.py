@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from megacore.models.config import ModelConfig, RecomputeConfig
 from megacore.models.gpt import GPTModel
 from megacore.models.initialization import init_weights
 from megacore.models.lora import LoraConfig
+from megacore.models.staged import StagedModel
 from megacore.parallel.config import ParallelConfig
 from megacore.parallel.context import apply_context_parallel
 from megacore.parallel.groups import ParallelGroups
@@ -29,6 +31,22 @@ from megacore.parallel.recompute import apply_random_streams
 from megacore.parallel.stages import StageLayers, cut_stage, divide_layers
 from megacore.parallel.tensor import apply_tensor_parallel
 from megacore.parallel.weight_grad import WeightGradStore
+
+
+class MakeModel(Protocol):
+    """Makes a whole model of some architecture; see `models.gpt.GPTModel` for the arguments."""
+
+    def __call__(
+        self,
+        config: ModelConfig,
+        *,
+        padded_vocab_size: int,
+        recompute: RecomputeConfig | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        fp16_lm_cross_entropy: bool = False,
+    ) -> StagedModel:
+        """The model, with parameters that are not initialised."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +63,7 @@ class ParallelModel:
         is_adapted: Only the adapters are trained; the rest is a base model that others have.
     """
 
-    stages: Mapping[int, GPTModel]
+    stages: Mapping[int, StagedModel]
     layouts: Mapping[str, ParamLayout]
     has_tied_copies: bool = False
     plan: StagePlan = WHOLE_MODEL
@@ -75,6 +93,7 @@ class ParallelModel:
 def build_parallel_model(
     config: ModelConfig,
     *,
+    make: MakeModel = GPTModel,
     parallel: ParallelConfig,
     groups: ParallelGroups,
     plan: StagePlan = WHOLE_MODEL,
@@ -91,6 +110,7 @@ def build_parallel_model(
 
     Args:
         config: Architecture; resolved.
+        make: Makes the whole model.
         parallel: Degrees and kinds of parallelism; resolved.
         groups: The groups of this process.
         plan: Stages of this process.
@@ -107,10 +127,10 @@ def build_parallel_model(
         MegacoreError: The model cannot be cut like this; all that is wrong with a step of it.
     """
     store = WeightGradStore() if plan.defers_weight_grads else None
-    stages: dict[int, GPTModel] = {}
+    stages: dict[int, StagedModel] = {}
     layouts: dict[str, ParamLayout] = {}
     for number, layers in stage_layers(config, parallel, plan).items():
-        stage = GPTModel(
+        stage = make(
             config,
             padded_vocab_size=padded_vocab_size,
             recompute=recompute,
@@ -182,7 +202,7 @@ def stage_layers(
     return {number: division[stage] for number, stage in plan.local.items()}
 
 
-def _tied_here(stages: Mapping[int, GPTModel]) -> dict[GPTModel, GPTModel]:
+def _tied_here(stages: Mapping[int, StagedModel]) -> dict[StagedModel, StagedModel]:
     """Stage with a tied output layer -> the other stage on this process that has its embedding."""
     first = next((stage for stage in stages.values() if stage.embedding is not None), None)
     if first is None:

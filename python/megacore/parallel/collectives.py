@@ -132,6 +132,34 @@ class _ReduceScatter(torch.autograd.Function):
         return start_all_gather(grads[0], ctx.group, ctx.dim)(), None, None
 
 
+class _Join(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group, dim: int) -> Tensor:
+        ctx.group, ctx.dim = group, dim
+        return start_all_gather(x, group, dim)()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return divided(grads[0], ctx.group.size, ctx.dim)[ctx.group.rank], None, None
+
+
+def join_sequence(x: Tensor, group: Group) -> Tensor:
+    """The whole sequences, for what every member computes alike.
+
+    In backward each takes its part of the gradient, which is the same everywhere.
+
+    Args:
+        x: [B, S / size, ...].
+        group: Members, which all use the result alike.
+
+    Returns:
+        [B, S, ...].
+    """
+    result = _Join.apply(x, group, 1)
+    assert isinstance(result, Tensor)
+    return result
+
+
 def reduce(x: Tensor, group: Group) -> Tensor:
     """The sum of the `x` of all members; the gradient of each is that of the sum.
 

@@ -34,7 +34,7 @@ from megacore.errors import UsageError
 from megacore.layers.attention import AttentionContext, SelfAttention
 from megacore.layers.rotary_scaling import LongRopeScaling
 from megacore.layers.score_attention import Scores
-from megacore.models.gpt import GPTModel
+from megacore.models.staged import StagedModel
 from megacore.parallel.context_exchange import gather_heads, gather_tokens
 from megacore.parallel.context_plan import local_part, ring_plan
 from megacore.parallel.context_ring import Ring, ring_attention
@@ -99,7 +99,7 @@ class ExchangeAttention(nn.Module):
         return gather_heads(self.inner(q, k, v, context), num_groups, self.group)
 
 
-def apply_context_parallel(model: GPTModel, group: Group, *, comm_type: str = "p2p") -> None:
+def apply_context_parallel(model: StagedModel, group: Group, *, comm_type: str = "p2p") -> None:
     """Replace, in place, the core attention of every layer by one over the ranks of a group.
 
     The model then takes local tokens, labels and positions (`local_batch`) and must be given the
@@ -119,7 +119,7 @@ def apply_context_parallel(model: GPTModel, group: Group, *, comm_type: str = "p
     rotary = model.spec.rotary
     if rotary is not None and isinstance(rotary.scaling, LongRopeScaling):
         raise UsageError("LongRoPE needs whole sequences, not those of context parallelism")
-    for layer in model.decoder.layers.values():
+    for layer in model.blocks["decoder"].layers.values():
         attention = layer.self_attention
         assert isinstance(attention, SelfAttention)
         core: nn.Module

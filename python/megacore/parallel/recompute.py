@@ -6,6 +6,7 @@ Large-Scale Language Model Training on GPU Clusters" (2021), section 3.5, for wh
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -19,7 +20,7 @@ from megacore.layers.dropout import Dropout
 from megacore.layers.linear import Linear
 from megacore.layers.lora import LowRankAdapter
 from megacore.layers.transformer import TransformerLayer
-from megacore.models.gpt import GPTModel
+from megacore.models.staged import StagedModel
 from megacore.parallel.collectives import start_all_gather
 from megacore.parallel.groups import Group
 from megacore.parallel.linear import RowProduct
@@ -123,7 +124,7 @@ def _default_states(device: torch.device) -> list[Tensor]:
 
 
 def apply_random_streams(
-    model: GPTModel, stream: RandomStream, *, every_dropout: bool, slices: Group | None = None
+    model: StagedModel, stream: RandomStream, *, every_dropout: bool, slices: Group | None = None
 ) -> None:
     """Let attention dropout draw from `stream`, and recompute restore it.
 
@@ -143,19 +144,20 @@ def apply_random_streams(
     adapter_dropout = False
     if model.embedding is not None and hidden_dropout:
         model.embedding.dropout = Streamed(model.embedding.dropout, stream)
-    for layer in model.decoder.layers.values():
+    blocks = list(model.blocks.values())
+    for layer in itertools.chain(*(block.layers.values() for block in blocks)):
         assert isinstance(layer, TransformerLayer)
         if hidden_dropout:
             layer.hidden_dropout = Streamed(layer.hidden_dropout, stream)
-        attention = layer.self_attention
-        if attention_dropout:
+        for attention in layer.attentions if attention_dropout else ():
             attention.core_attention = Streamed(attention.core_attention, stream)
             attention.recomputed = StreamedRecompute(stream)
         adapter_dropout |= _stream_adapters(layer, stream, every=every_dropout)
-    if slices is not None:
-        model.decoder.recomputed = SlicedRecompute(slices, stream)
-    elif attention_dropout or hidden_dropout or adapter_dropout:
-        model.decoder.recomputed = StreamedRecompute(stream)
+    for block in blocks:
+        if slices is not None:
+            block.recomputed = SlicedRecompute(slices, stream)
+        elif attention_dropout or hidden_dropout or adapter_dropout:
+            block.recomputed = StreamedRecompute(stream)
 
 
 def _stream_adapters(layer: TransformerLayer, stream: RandomStream, *, every: bool) -> bool:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from megacore.errors import UsageError
-from megacore.models.gpt import GPTModel
+from megacore.models.staged import StagedModel
 
 WORD_EMBEDDING = "embedding.word_embeddings.weight"
-OUTPUT_WEIGHT = "output_layer.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,19 +78,28 @@ def divide_layers(
     return stages
 
 
-def cut_stage(model: GPTModel, layers: StageLayers) -> None:
+def cut_stage(model: StagedModel, layers: StageLayers) -> None:
     """Take away from a whole model, in place, what another stage holds.
 
-    A last stage whose output layer is tied to the word embedding of another stage gets a weight
-    of its own, to be kept equal to that one.
+    Layers are numbered through all stacks of the model; the norm behind a stack goes with its last
+    layer. A last stage whose output layer is tied to the word embedding of another stage gets a
+    weight of its own, to be kept equal to that one.
 
     Args:
         model: Whole model, on the meta device.
         layers: What is kept. Parameters keep their names.
     """
-    for name in list(model.decoder.layers):
-        if not layers.first <= int(name) < layers.last:
-            del model.decoder.layers[name]
+    first = 0
+    blocks = list(model.blocks.values())
+    for block in blocks:
+        end = first + len(block.layers)
+        for name in list(block.layers):
+            if not layers.first <= first + int(name) < layers.last:
+                del block.layers[name]
+        has_norm = layers.has_output if block is blocks[-1] else layers.first < end <= layers.last
+        if not has_norm:
+            block.final_layernorm = None
+        first = end
     if layers.has_output:
         output, embedding = model.output_layer, model.embedding
         if not layers.has_embedding and output is not None and output.weight is None:
@@ -101,7 +109,6 @@ def cut_stage(model: GPTModel, layers: StageLayers) -> None:
                 original.detach().clone(), requires_grad=original.requires_grad
             )
     else:
-        model.output_layer = None
-        model.decoder.final_layernorm = None
+        model.drop_end()
     if not layers.has_embedding:
         model.embedding = None

@@ -1,6 +1,6 @@
 """Tensor and sequence parallelism, applied to a finished model by a table of its layers.
 
-Each process of a group gets a part of the weights: `GPT_SPLITS` says of which layer what. The
+Each process of a group gets a part of the weights: `splits.SPLITS` says of which layer what. The
 layers stay what they are; their products, lookups and loss are replaced by those of `linear` and
 `vocabulary`, which communicate. With sequence parallelism the residual stream between the pairs of
 layers is split along the sequence, so norms and dropout work on [B, S / size, H].
@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Literal
 
 from torch import Tensor, nn
 
@@ -23,64 +22,16 @@ from megacore.errors import UsageError
 from megacore.layers.cross_entropy import TokenLoss
 from megacore.layers.embedding import Table, lookup
 from megacore.layers.linear import Linear
-from megacore.models.gpt import GPTModel, OutputLayer
-from megacore.parallel.collectives import divided
+from megacore.models.staged import OutputLayer, StagedModel
+from megacore.parallel.collectives import divided, join_sequence
 from megacore.parallel.groups import Group
 from megacore.parallel.layout import ParamLayout
 from megacore.parallel.linear import OVERLAP, ColumnProduct, Overlap, RowProduct
 from megacore.parallel.pieces import SEQUENCE
-from megacore.parallel.stages import OUTPUT_WEIGHT, WORD_EMBEDDING
+from megacore.parallel.splits import SPLITS, LayerSplit, Split
+from megacore.parallel.stages import WORD_EMBEDDING
 from megacore.parallel.vocabulary import SplitLookup, SplitTokenLoss
 from megacore.parallel.weight_grad import WeightGradStore, linear
-
-Split = Literal["column", "row", "vocabulary", "positions", "tokens", "heads"]
-"""What happens to a layer.
-
-column: each process has some of the outputs (rows of the weight).
-row: each process has some of the inputs (columns of the weight); the bias is whole.
-vocabulary: each process has some rows of the word embedding.
-positions: whole table; a process looks up the positions of its tokens.
-tokens: whole parameters that work on the residual stream (norms, the halves of adapters there).
-heads: whole parameters that work on each head (norms of queries and keys).
-"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerSplit:
-    """One row of a table of splits.
-
-    Attributes:
-        layers: Pattern of the names of modules that have parameters; "*" is any text.
-        split: What happens to them.
-        gated: The outputs are two halves that belong together, when the model's MLP is gated.
-    """
-
-    layers: str
-    split: Split
-    gated: bool = False
-
-
-GPT_SPLITS = (
-    LayerSplit(layers="embedding.word_embeddings", split="vocabulary"),
-    LayerSplit(layers="embedding.position_embeddings", split="positions"),
-    LayerSplit(layers="decoder.layers.*.self_attention.linear_qkv", split="column"),
-    LayerSplit(layers="decoder.layers.*.self_attention.[qk]_layernorm", split="heads"),
-    LayerSplit(layers="decoder.layers.*.self_attention.linear_proj", split="row"),
-    LayerSplit(layers="decoder.layers.*.mlp.linear_fc1", split="column", gated=True),
-    LayerSplit(layers="decoder.layers.*.mlp.linear_fc2", split="row"),
-    # The narrow side between the halves of an adapter is whole, like the residual stream.
-    LayerSplit(layers="decoder.layers.*.linear_qkv.adapter.linear_in", split="tokens"),
-    LayerSplit(layers="decoder.layers.*.linear_qkv.adapter.linear_out", split="column"),
-    LayerSplit(layers="decoder.layers.*.linear_proj.adapter.linear_in", split="row"),
-    LayerSplit(layers="decoder.layers.*.linear_proj.adapter.linear_out", split="tokens"),
-    LayerSplit(layers="decoder.layers.*.linear_fc1.adapter.linear_in", split="tokens"),
-    LayerSplit(layers="decoder.layers.*.linear_fc1.adapter.linear_out", split="column", gated=True),
-    LayerSplit(layers="decoder.layers.*.linear_fc2.adapter.linear_in", split="row"),
-    LayerSplit(layers="decoder.layers.*.linear_fc2.adapter.linear_out", split="tokens"),
-    LayerSplit(layers="decoder.layers.*.post_*_layernorm", split="tokens"),
-    LayerSplit(layers="decoder.final_layernorm", split="tokens"),
-    LayerSplit(layers="output_layer", split="column"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +45,13 @@ class _Plan:
 
 
 def apply_tensor_parallel(
-    model: GPTModel,
+    model: StagedModel,
     group: Group,
     *,
     sequence_parallel: bool = False,
     overlap: Overlap = OVERLAP,
     store: WeightGradStore | None = None,
-    splits: Sequence[LayerSplit] = GPT_SPLITS,
+    splits: Sequence[LayerSplit] = SPLITS,
 ) -> dict[str, ParamLayout]:
     """Give each process of `group` its part of the weights of a model, in place.
 
@@ -129,6 +80,8 @@ def apply_tensor_parallel(
         store=store,
     )
     gated = model.spec.gated_mlp
+    # What works on whole sequences again behind the last layer.
+    end_plan = plan if model.join_sequence is None else replace(plan, sequence=False)
     owners = {name: module for name, module in model.named_modules() if module._parameters}
     faults, layouts = list(_head_faults(model, group)), {}
     for name, module in owners.items():
@@ -136,22 +89,30 @@ def apply_tensor_parallel(
         if row is None:
             faults.append(f"{name} is in no row of the table of splits")
             continue
+        in_front = name.startswith(("embedding.", *(f"{block}." for block in model.blocks)))
+        own_plan = plan if in_front else end_plan
         for kind, parameter in module.named_parameters(recurse=False):
-            layout = _layout(f"{name}.{kind}", parameter, row, plan, gated=gated)
+            layout = _layout(f"{name}.{kind}", parameter, row, own_plan, gated=gated)
             layouts[layout.name] = layout
             faults += _division_faults(layout)
         if group.size > 1 or store is not None:
-            _replace(module, row.split, plan)
+            _replace(module, row.split, own_plan)
     if faults:
         raise UsageError("the model cannot be split:\n" + "\n".join(f"  {f}" for f in faults))
     for name, layout in layouts.items():
         _cut(owners[name.rpartition(".")[0]], name.rpartition(".")[2], layout)
     output = model.output_layer
     if output is not None and output.tied and output.weight is not None:
-        layouts[OUTPUT_WEIGHT] = replace(layouts[OUTPUT_WEIGHT], name=WORD_EMBEDDING, is_copy=True)
+        name = next(name for name, module in owners.items() if module is output) + ".weight"
+        layouts[name] = replace(layouts[name], name=WORD_EMBEDDING, is_copy=True)
+    if plan.sequence and model.join_sequence is not None:
+        model.join_sequence = partial(join_sequence, group=group)
     if group.size > 1 and isinstance(model.loss, TokenLoss):
         model.loss = SplitTokenLoss(group, in_half=model.loss.in_half)
     return layouts
+
+
+_DIMENSIONS = {"column": 0, "row": 1, "vocabulary": 0, "head table": 1}
 
 
 class _SlicedPositions:
@@ -171,7 +132,7 @@ def _layout(
     kind = name.rpartition(".")[2]
     shard_dim = None
     if kind == "weight":
-        shard_dim = {"column": 0, "row": 1, "vocabulary": 0}.get(row.split)
+        shard_dim = _DIMENSIONS.get(row.split)
     elif kind == "bias" and row.split == "column":
         shard_dim = 0
     of_tokens = plan.sequence and shard_dim is None
@@ -186,8 +147,8 @@ def _layout(
     )
 
 
-def _head_faults(model: GPTModel, group: Group) -> Iterator[str]:
-    if model.decoder.layers and model.spec.num_groups % group.size:
+def _head_faults(model: StagedModel, group: Group) -> Iterator[str]:
+    if any(block.layers for block in model.blocks.values()) and model.spec.num_groups % group.size:
         yield (
             f"{model.spec.num_groups} groups of query heads (--num-query-groups, or "
             f"--num-attention-heads) cannot be divided among {group.size} processes"
@@ -219,7 +180,7 @@ def _replace(module: nn.Module, split: Split, plan: _Plan) -> None:
     elif isinstance(module, Table) and group.size > 1:
         if split == "vocabulary":
             module.lookup = SplitLookup(group=group, sequence=sequence)
-        elif sequence:
+        elif sequence and split == "positions":
             module.lookup = _SlicedPositions(group)
 
 

@@ -255,6 +255,7 @@ def _build(
     costs: dict[_Shape, StageCost] = {}
     for kept, stage in zip(kind.shapes, model.stages.values(), strict=True):
         if kept not in costs:
+            assert isinstance(stage, GPTModel)
             costs[kept] = measure_stage(
                 stage, shape, existing=existing, traffic=traffic, store=model.store
             )

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 
-from megacore.data import (
-    Batch,
-    BlendedDataset,
-    Datasets,
-    GPTDataset,
-    build_datasets,
-    build_loader,
-)
-from megacore.data.chat.dataset import PackedDataset
-from megacore.data.chat.datasets import ChatDatasets, build_chat_datasets
+from megacore.data import build_loader
 from megacore.data.tokenizers import Tokenizer
 from megacore.errors import DataError
 from megacore.parallel.groups import Group, ParallelGroups, single_process_groups
 from megacore.training.agreement import any_of
+from megacore.training.family import Family, Samples, SplitSamples
 from megacore.training.run_config import RunConfig
 from megacore.training.run_state import RunState
 
@@ -32,9 +25,9 @@ Built = TypeVar("Built")
 class Batches:
     """Sources of micro-batches; None where nothing is wanted or the split has no data."""
 
-    train: Iterator[Batch] | None
-    valid: Iterator[Batch] | None
-    test: Iterator[Batch] | None
+    train: Iterator[Any] | None
+    valid: Iterator[Any] | None
+    test: Iterator[Any] | None
 
 
 def samples_wanted(
@@ -62,6 +55,7 @@ def build_batches(
     run: RunConfig,
     tokenizer: Tokenizer,
     *,
+    family: Family[Any],
     state: RunState,
     wanted: tuple[int | None, int | None, int | None],
     vocab_rows: int,
@@ -74,6 +68,7 @@ def build_batches(
     Args:
         run: Resolved settings.
         tokenizer: Says where documents end, and names the index cache.
+        family: Opens datasets and makes micro-batches.
         state: Counters.
         wanted: As `samples_wanted` gave.
         vocab_rows: Rows of the word embedding; every token id is checked against it.
@@ -87,40 +82,24 @@ def build_batches(
     """
     groups = groups or single_process_groups()
 
-    def build(may_build: bool) -> Datasets | ChatDatasets:
-        if run.sft.sft:
-            return build_chat_datasets(
-                run.sft,
-                run.data,
-                tokenizer,
-                seed=run.training.seed,
-                num_samples=wanted,
-                may_build=may_build,
-                say=say,
-            )
-        return build_datasets(
-            run.data,
-            tokenizer,
-            seed=run.training.seed,
-            num_samples=wanted,
-            may_build=may_build,
-        )
+    def build(may_build: bool) -> SplitSamples:
+        return family.open_datasets(run, tokenizer, wanted=wanted, may_build=may_build, say=say)
 
     datasets = _first_alone(build, groups.world, device or torch.device("cpu"))
 
     def read(
-        dataset: GPTDataset | BlendedDataset | PackedDataset | None,
+        dataset: Samples | None,
         samples: int | None,
         consumed: int,
-    ) -> Iterator[Batch] | None:
+    ) -> Iterator[Any] | None:
         if dataset is None or samples is None:
             return None
         return build_loader(
             dataset,
+            make=partial(family.make_batch, vocab_size=vocab_rows),
             data=run.data,
             micro_batch_size=int(run.batch.micro_batch_size or 1),
             consumed_samples=consumed,
-            vocab_size=vocab_rows,
             data_parallel_rank=groups.dp.rank,
             data_parallel_size=groups.dp.size,
         )

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from megacore.data import Batch
 from megacore.errors import DataError
-from megacore.models.gpt import GPTModel
+from megacore.training.family import Family
 
-Cut = Callable[[Batch], Batch]
+Cut = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -21,11 +20,11 @@ class Microbatch:
 
     Attributes:
         batch: On the device; with context parallelism this process's part of the sequences.
-        tokens: How many tokens of the whole sequences count.
+        counts: Of how many things of the whole sequences each loss is a sum.
     """
 
-    batch: Batch
-    tokens: float
+    batch: Any
+    counts: tuple[float, ...]
 
 
 class Feed:
@@ -33,6 +32,7 @@ class Feed:
 
     Args:
         source: Where the next micro-batches come from.
+        family: Knows what is in them.
         device: Where they go.
         num_uses: Stages of this process, each of which asks for every micro-batch once.
         cut: Takes this process's part of the sequences; None: all of them.
@@ -40,28 +40,31 @@ class Feed:
 
     def __init__(
         self,
-        source: Iterator[Batch],
+        source: Iterator[Any],
         *,
+        family: Family[Any],
         device: torch.device,
         num_uses: int = 1,
         cut: Cut | None = None,
     ) -> None:
         self._source = source
+        self._family = family
         self._device = device
         self._num_uses = num_uses
         self._cut = cut
         self._kept: dict[int, tuple[Microbatch, int]] = {}
-        self._token_counts: list[float] = []
+        self._counts: list[tuple[float, ...]] = []
 
     @property
     def num_read(self) -> int:
         """Micro-batches read so far."""
-        return len(self._token_counts)
+        return len(self._counts)
 
     @property
-    def num_tokens(self) -> float:
-        """Tokens that count in all micro-batches read so far."""
-        return sum(self._token_counts)
+    def counts(self) -> list[float]:
+        """Of how many things each loss is a sum, in all micro-batches read so far."""
+        zeros = (0.0,) * len(self._family.loss_names)
+        return [sum(column) for column in zip(zeros, *self._counts, strict=True)]
 
     def take(self, index: int) -> Microbatch:
         """Micro-batch number `index`, for one of its uses.
@@ -69,7 +72,7 @@ class Feed:
         Raises:
             DataError: There are not that many.
         """
-        while len(self._token_counts) <= index:
+        while len(self._counts) <= index:
             self._read()
         microbatch, uses = self._kept.pop(index)
         if uses > 1:
@@ -77,17 +80,17 @@ class Feed:
         return microbatch
 
     def _read(self) -> None:
-        microbatch = next_microbatch(self._source, self._device, self._cut)
-        self._kept[len(self._token_counts)] = (microbatch, self._num_uses)
-        self._token_counts.append(microbatch.tokens)
+        microbatch = next_microbatch(self._source, self._family, self._device, self._cut)
+        self._kept[len(self._counts)] = (microbatch, self._num_uses)
+        self._counts.append(microbatch.counts)
 
 
 def next_microbatch(
-    source: Iterator[Batch], device: torch.device, cut: Cut | None = None
+    source: Iterator[Any], family: Family[Any], device: torch.device, cut: Cut | None = None
 ) -> Microbatch:
     """The next micro-batch, on the device.
 
-    The tokens are counted, and document lengths stay, on the host, so that nothing waits for the
+    What counts is counted, and document lengths stay, on the host, so that nothing waits for the
     device.
 
     Raises:
@@ -100,38 +103,7 @@ def next_microbatch(
             "the dataset has no sequences left for another micro-batch: give more data, fewer "
             "iterations, or --dataloader-type cyclic"
         ) from None
-    tokens = float(batch.loss_mask.sum(dtype=torch.float64))
+    counts = family.counts(batch)
     if cut is not None:
         batch = cut(batch)
-    if device.type == "cpu":
-        return Microbatch(batch, tokens)
-    moved = replace(
-        batch,
-        tokens=batch.tokens.to(device, non_blocking=True),
-        labels=batch.labels.to(device, non_blocking=True),
-        loss_mask=batch.loss_mask.to(device, non_blocking=True),
-        position_ids=batch.position_ids.to(device, non_blocking=True),
-    )
-    return Microbatch(moved, tokens)
-
-
-def token_loss_sum(model: GPTModel, batch: Batch, hidden: Tensor | None = None) -> Tensor:
-    """Sum of the losses of the tokens that count: [] in the dtype of the losses.
-
-    A part of a model that does not end with the output layer gives its hidden states instead.
-
-    Args:
-        model: A model or the part of one.
-        batch: Tokens.
-        hidden: Output of the part before, for one that does not begin with the embedding.
-    """
-    output: Tensor = model(
-        batch.tokens,
-        batch.position_ids,
-        labels=batch.labels,
-        cu_seqlens=batch.cu_seqlens,
-        hidden=hidden,
-    )
-    if model.output_layer is None:
-        return output
-    return (output * batch.loss_mask).sum()
+    return Microbatch(batch if device.type == "cpu" else family.to_device(batch, device), counts)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
+from megacore.models.gpt import GPTModel
 from megacore.optim import MicrobatchCalculator, Optimizer, ParamScheduler, build_optimizer
 from megacore.optim.config import PrecisionConfig
-from megacore.parallel.apply import ParallelModel, build_parallel_model
+from megacore.parallel.apply import MakeModel, ParallelModel, build_parallel_model
 from megacore.parallel.groups import ParallelGroups
 from megacore.parallel.pipeline_plan import WHOLE_MODEL, StagePlan, run_schedule, stage_plan
 from megacore.parallel.random_streams import RandomStream
@@ -55,6 +56,7 @@ def build_model(
     run: RunConfig,
     groups: ParallelGroups,
     *,
+    make: MakeModel = GPTModel,
     plan: StagePlan = WHOLE_MODEL,
     padded_vocab_size: int,
     device: torch.device,
@@ -66,6 +68,7 @@ def build_model(
     Args:
         run: Resolved settings.
         groups: The groups of this process.
+        make: Makes the whole model.
         plan: Its stages.
         padded_vocab_size: Rows of the word embedding.
         device: Where it goes.
@@ -74,6 +77,7 @@ def build_model(
     """
     return build_parallel_model(
         run.model,
+        make=make,
         parallel=run.parallel,
         groups=groups,
         plan=plan,

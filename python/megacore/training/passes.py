@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from megacore._C import pipeline as core
-from megacore.data import Batch
 from megacore.parallel.groups import ParallelGroups
 from megacore.parallel.p2p import TensorSpec
 from megacore.parallel.pipeline import PipelineHooks
 from megacore.parallel.pipeline_plan import Pipeline
 from megacore.training.agreement import summed
-from megacore.training.feed import Cut, Feed, token_loss_sum
+from megacore.training.family import Family, mean_sum
+from megacore.training.feed import Cut, Feed
 from megacore.training.learner import Learner
 from megacore.training.pipeline_trace import PipelineTraces
 from megacore.training.profiling import Profiler
@@ -30,7 +31,7 @@ _BACKWARD = (core.Kind.BACKWARD, core.Kind.INPUT_GRAD, core.Kind.WEIGHT_GRAD)
 class Kept:
     """A micro-batch and the random state before it, for tracing."""
 
-    batch: Batch
+    batch: Any
     cpu_state: Tensor
     cuda_state: Tensor | None
 
@@ -40,24 +41,20 @@ class PassResult:
     """What one pass gave.
 
     Attributes:
-        loss_sums: Sum of the token losses of each micro-batch, of this process's part of the
-            sequences; empty where this process has no output layer.
-        loss_sum: Their sum over all micro-batches, sequences and replicas of the run.
-        num_tokens: Tokens of the whole run that count in it.
+        loss_sums: Sum of the first loss of each micro-batch, of this process's part of the
+            sequences; empty where this process has not the end of the model.
+        means: Every loss of the run, divided by the number of things that it is a sum of; 0 when
+            there are none.
+        num_counted: Things of the whole run that the first loss is a sum of.
         num_microbatches: Micro-batches of each replica.
         kept: What is needed to run a micro-batch again, when that was asked for.
     """
 
     loss_sums: Sequence[float]
-    loss_sum: float
-    num_tokens: float
+    means: Mapping[str, float]
+    num_counted: float
     num_microbatches: int
     kept: Sequence[Kept] = ()
-
-    @property
-    def mean_loss(self) -> float:
-        """Loss per token; 0 when none counts."""
-        return self.loss_sum / max(self.num_tokens, 1.0)
 
 
 @dataclass
@@ -66,11 +63,11 @@ class _Pass:
 
     Attributes:
         feed: Its micro-batches.
-        divisor: The mean loss of a micro-batch is divided by it; None: the sum of its token losses
-            is wanted.
+        divisor: The mean losses of a micro-batch are divided by it; None: the sum of its token
+            losses is wanted.
         scale: Factor on the loss.
         keep: Keep what is needed to run a micro-batch again.
-        loss_sums: Micro-batch -> sum of its token losses.
+        loss_sums: Micro-batch -> [k] sums of its losses.
         kept: What was kept.
     """
 
@@ -89,6 +86,7 @@ class Passes:
 
     Args:
         learner: The stages, and their optimizer.
+        family: What the losses are.
         run: Resolved settings.
         groups: The groups of this process.
         device: Where the stages are.
@@ -102,6 +100,7 @@ class Passes:
         self,
         learner: Learner,
         *,
+        family: Family[Any],
         run: RunConfig,
         groups: ParallelGroups,
         device: torch.device,
@@ -111,6 +110,7 @@ class Passes:
         cut: Cut | None = None,
     ) -> None:
         self._model = learner.model
+        self._family = family
         self._optimizer = learner.optimizer
         self._groups = groups
         self._device = device
@@ -135,7 +135,7 @@ class Passes:
                 own_channels=device.type == "cuda",
             )
 
-    def train(self, source: Iterator[Batch], num_microbatches: int) -> PassResult:
+    def train(self, source: Iterator[Any], num_microbatches: int) -> PassResult:
         """Adds the gradients of the next micro-batches to the sums of the optimizer.
 
         Raises:
@@ -167,9 +167,7 @@ class Passes:
                 self._optimizer.backward(loss)
 
     @torch.no_grad()
-    def evaluate(
-        self, source: Iterator[Batch], *, num_microbatches: int, repeats: int
-    ) -> PassResult:
+    def evaluate(self, source: Iterator[Any], *, num_microbatches: int, repeats: int) -> PassResult:
         """The losses of the next micro-batches; no random number is drawn.
 
         Args:
@@ -195,8 +193,14 @@ class Passes:
             self._model.train()
         return self._result(done)
 
-    def _begin(self, source: Iterator[Batch]) -> _Pass:
-        feed = Feed(source, device=self._device, num_uses=len(self._stages), cut=self._cut)
+    def _begin(self, source: Iterator[Any]) -> _Pass:
+        feed = Feed(
+            source,
+            family=self._family,
+            device=self._device,
+            num_uses=len(self._stages),
+            cut=self._cut,
+        )
         self._pass = _Pass(feed)
         return self._pass
 
@@ -208,16 +212,18 @@ class Passes:
         with self._timers.time("batch-generator"), self._profiler.range("data"):
             microbatch = running.feed.take(index)
         if running.keep:
-            running.kept.append(_keep(microbatch.batch))
+            running.kept.append(_keep(microbatch.batch, self._device))
         with self._timers.time("forward-compute"), self._profiler.range("forward"):
-            output = token_loss_sum(model, microbatch.batch, hidden)
-        if model.output_layer is None:
+            output = self._family.losses(model, microbatch.batch, hidden)
+        if isinstance(output, Tensor):
             return output
-        running.loss_sums[index] = output.detach()
-        if running.divisor is not None:
-            # A micro-batch whose tokens are all masked has no loss and no gradient, not 0/0.
-            output = output / (max(microbatch.tokens, 1.0) * running.divisor)
-        return output if running.scale == 1.0 else output * running.scale
+        running.loss_sums[index] = torch.stack([loss.detach() for loss in output])
+        trained = output[: self._family.num_trained]
+        if running.divisor is None:
+            (loss,) = trained
+        else:
+            loss = mean_sum(trained, microbatch.counts[: len(trained)], running.divisor)
+        return loss if running.scale == 1.0 else loss * running.scale
 
     def _chunk(self, number: int) -> int:
         return list(self._stages).index(number)
@@ -232,7 +238,7 @@ class Passes:
 
     def _hidden_spec(self, run: RunConfig) -> TensorSpec:
         """What goes from stage to stage: [b, S / cp, H], or [b, S / (cp tp), H]."""
-        length = (run.data.seq_length or 0) // self._groups.cp.size
+        length = self._family.stage_length(run) // self._groups.cp.size
         if run.parallel.sequence_parallel:
             length //= self._groups.tp.size
         model = next(iter(self._model.stages.values()))
@@ -249,26 +255,34 @@ class Passes:
             self._timers["backward-compute"].add(seconds, count=len(steps))
 
     def _result(self, done: Sequence[_Pass]) -> PassResult:
+        names = self._family.loss_names
         losses = [loss for one in done for loss in one.loss_sums.values()]
-        sums: list[float] = torch.stack(losses).double().tolist() if losses else []
-        tokens = sum(one.feed.num_tokens for one in done)
+        sums: list[list[float]] = torch.stack(losses).double().tolist() if losses else []
+        totals = [sum(column) for column in zip(*sums, strict=True)] or [0.0] * len(names)
+        counts = [sum(column) for column in zip(*(one.feed.counts for one in done), strict=True)]
         # Tensor-parallel processes have the same losses, and all processes of a replica read the
         # same tokens: each is counted once.
         groups = self._groups
         first = groups.tp.is_first
         speaks_for_replica = first and groups.cp.is_first and groups.pp.is_first
-        own = [sum(sums) if first else 0.0, tokens if speaks_for_replica else 0.0]
-        loss_sum, num_tokens = summed(own, groups.world, self._device)
+        own = [
+            *(totals if first else [0.0] * len(names)),
+            *(counts if speaks_for_replica else [0.0] * len(names)),
+        ]
+        gathered = summed(own, groups.world, self._device)
+        totals, counts = gathered[: len(names)], gathered[len(names) :]
         return PassResult(
-            loss_sums=sums,
-            loss_sum=loss_sum,
-            num_tokens=num_tokens,
+            loss_sums=[column[0] for column in sums],
+            means={
+                name: total / max(count, 1.0)
+                for name, total, count in zip(names, totals, counts, strict=True)
+            },
+            num_counted=counts[0],
             num_microbatches=sum(one.feed.num_read for one in done),
             kept=[kept for one in done for kept in one.kept],
         )
 
 
-def _keep(batch: Batch) -> Kept:
-    device = batch.tokens.device
+def _keep(batch: Any, device: torch.device) -> Kept:
     cuda_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     return Kept(batch, torch.get_rng_state(), cuda_state)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from megacore.parallel.groups import ParallelGroups
 from megacore.parallel.launch import current_process, meeting_point
 from megacore.parallel.pipeline_plan import ends_of_file
 from megacore.parallel.startup import parallel_groups
+from megacore.training.family import Family
 from megacore.training.live_view import Screen
 from megacore.training.loop import finish, train
 from megacore.training.run_config import RunConfig
@@ -29,6 +31,7 @@ def pretrain(
     *,
     screen: Screen | None = None,
     groups: ParallelGroups | None = None,
+    family: Family[Any] | None = None,
 ) -> int:
     """Train, or evaluate only, as `run` says.
 
@@ -39,6 +42,7 @@ def pretrain(
             first process. The others show nothing.
         groups: The groups of this process; by default those that the launcher's variables and the
             settings describe.
+        family: What is trained; by default what `--model-family` names.
 
     Returns:
         Exit code 0, for the end of training as for an early exit on purpose.
@@ -68,6 +72,7 @@ def pretrain(
             term=term,
             started=started,
             origins=origins,
+            family=family,
         )
         trainer = setup.build()
         stack.callback(trainer.close)

@@ -33,7 +33,6 @@ from megacore.checkpoint.megatron.rank_state import (
     model_states,
 )
 from megacore.checkpoint.megatron.run_values import stored_rng, stored_scale, stored_schedule
-from megacore.models.gpt import GPTModel
 from megacore.parallel.groups import ParallelGroups
 from megacore.parallel.random_streams import RandomStream
 from megacore.training.checkpoint_parts import OPTIMIZER, GroupWriters
@@ -114,7 +113,7 @@ class RankFiles:
 
     def _stage(self, number: int, states: Mapping[str, Mapping[str, Tensor]]) -> RankStage:
         model = self._learner.model
-        stage: GPTModel = model.stages[number]
+        stage = model.stages[number]
         first_names = {id(parameter): name for name, parameter in model.named_parameters()}
         tied = stage.output_layer is None or stage.output_layer.tied
         params = [

@@ -15,6 +15,7 @@ from megacore.config.layers import Origin
 from megacore.optim import Rates
 from megacore.parallel.groups import ParallelGroups, single_process_groups
 from megacore.training.config import LoggingConfig
+from megacore.training.family import LM_LOSS
 from megacore.training.flops import MEBIBYTE
 from megacore.training.footprint import Footprint, format_theoretical_memory
 from megacore.training.live_view import Screen
@@ -29,7 +30,7 @@ from megacore.training.memory import format_memory, memory_everywhere, memory_us
 from megacore.training.outputs import Outputs
 from megacore.training.run_state import RunState
 from megacore.training.speed import Speed, SpeedModel
-from megacore.training.step import LOSS_KEY, StepOutcome
+from megacore.training.step import StepOutcome
 from megacore.training.timers import ITERATION_TIMERS, Timers
 
 LIVE_SECONDS = 0.2
@@ -329,7 +330,7 @@ class Reporter:
         self._live_at = time.perf_counter()
         speed = self._speed.speed(interval.samples, seconds)
         left = seconds / max(1, interval.iterations) * (self._train_iters - state.iteration)
-        loss = report.outcome.losses.get(LOSS_KEY, math.nan)
+        loss = report.outcome.losses.get(LM_LOSS, math.nan)
         norm = report.outcome.grad_norm
         figures = {
             "loss": f"{loss:.4f} (perplexity {perplexity(loss):.1f})",
@@ -363,7 +364,7 @@ class Reporter:
         """
         self._screen.line(format_validation(prefix, losses))
         if set_name == "validation":
-            loss = losses.get(LOSS_KEY, math.nan)
+            loss = losses.get(LM_LOSS, math.nan)
             text = f"{loss:.4f} (perplexity {perplexity(loss):.1f}) at {state.iteration}"
             self._last_validation = {"validation": text}
         if write and set_name == "validation":

@@ -30,8 +30,9 @@ from megacore.training.background_saver import BackgroundSaver
 from megacore.training.batches import Batches, build_batches, samples_wanted
 from megacore.training.checkpoint_parts import GroupWriters
 from megacore.training.checkpoints import Checkpoints, Resume, stored_arguments
+from megacore.training.families import family_of
+from megacore.training.family import Family
 from megacore.training.finetune import adapted_start
-from megacore.training.flops import ModelShape
 from megacore.training.footprint import Footprint
 from megacore.training.learner import (
     Learner,
@@ -74,6 +75,7 @@ class Setup:
         started: When the process started.
         origins: Where each setting came from.
         dtype: Of parameters and activations; by default what the settings say.
+        family: What is trained; by default what the settings name.
     """
 
     def __init__(
@@ -88,8 +90,10 @@ class Setup:
         started: datetime,
         origins: Mapping[str, Origin] | None = None,
         dtype: torch.dtype | None = None,
+        family: Family[Any] | None = None,
     ) -> None:
         self._run = run
+        self._family = family or family_of(run)
         self._groups = groups
         self._device = device
         self._stack = stack
@@ -160,6 +164,7 @@ class Setup:
             batches = build_batches(
                 run,
                 tokenizer,
+                family=self._family,
                 state=state,
                 wanted=wanted,
                 vocab_rows=rows,
@@ -238,6 +243,7 @@ class Setup:
             model = build_model(
                 run,
                 self._groups,
+                make=self._family.make_model,
                 plan=plan,
                 padded_vocab_size=rows,
                 device=self._device,
@@ -304,6 +310,7 @@ class Setup:
             reporter.start(state, arguments, origins=self._origins, batch_size=batch_size)
         passes = Passes(
             learner,
+            family=self._family,
             run=run,
             groups=self._groups,
             device=self._device,
@@ -330,6 +337,7 @@ class Setup:
             batch_sizes=self._batch_sizes,
             step=TrainStep(
                 learner,
+                family=self._family,
                 passes=passes,
                 policy=policy,
                 groups=self._groups,
@@ -362,9 +370,7 @@ class Setup:
 
     def _speed(self, vocab_rows: int) -> SpeedModel:
         run = self._run
-        shape = ModelShape.of(
-            run.model, padded_vocab=vocab_rows, seq_length=run.data.seq_length or 0
-        )
+        shape = self._family.shape(run, padded_vocab=vocab_rows)
         peak = Peak(1.0, "not used: only the first process shows speeds")
         if self._groups.world.is_first:
             peak = peak_speed(self._device, self._dtype, given=run.logging.peak_tflops)

@@ -5,24 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from megacore.data import Batch
 from megacore.errors import MegacoreError
 from megacore.optim import Rates
 from megacore.parallel.groups import ParallelGroups
 from megacore.training.agreement import gathered, gathered_texts
-from megacore.training.feed import token_loss_sum
+from megacore.training.family import LM_LOSS, Family, mean_sum
 from megacore.training.learner import Learner
 from megacore.training.nan_trace import find_non_finite
 from megacore.training.passes import Kept, Passes, PassResult
 from megacore.training.profiling import Profiler
 from megacore.training.seeding import torch_rng_preserved
 from megacore.training.timers import Timers
-
-LOSS_KEY = "lm loss"
 
 
 class NonFiniteError(MegacoreError):
@@ -36,7 +34,7 @@ class StepOutcome:
     """What one iteration did.
 
     Attributes:
-        losses: Loss name -> sum of token losses over all micro-batches / number of tokens.
+        losses: Loss name -> its sum over all micro-batches / number of things that it is of.
         updated: False when the update was skipped because a gradient was not finite.
         grad_norm: L2 norm of the averaged gradient before clipping.
         num_zeros: Zero entries of the gradient, or None when they were not counted.
@@ -77,6 +75,7 @@ class TrainStep:
 
     Args:
         learner: The model, in training mode, and its optimizer.
+        family: What the losses are.
         passes: Runs the micro-batches.
         policy: Choices of the step.
         groups: The groups of this process.
@@ -89,6 +88,7 @@ class TrainStep:
         self,
         learner: Learner,
         *,
+        family: Family[Any],
         passes: Passes,
         policy: StepPolicy,
         groups: ParallelGroups,
@@ -98,6 +98,7 @@ class TrainStep:
     ) -> None:
         self._model = learner.model
         self._optimizer = learner.optimizer
+        self._family = family
         self._passes = passes
         self._policy = policy
         self._groups = groups
@@ -106,7 +107,7 @@ class TrainStep:
         self._profiler = profiler
 
     def __call__(
-        self, batches: Iterator[Batch], *, num_microbatches: int, rates: Rates
+        self, batches: Iterator[Any], *, num_microbatches: int, rates: Rates
     ) -> StepOutcome:
         """Run one iteration.
 
@@ -132,7 +133,7 @@ class TrainStep:
 
     def _update(self, passed: PassResult, rates: Rates) -> StepOutcome:
         with self._timers.time("optimizer"), self._profiler.range("optimizer"):
-            tokens = max(passed.num_tokens, 1.0)
+            tokens = max(passed.num_counted, 1.0)
             result = self._optimizer.step(
                 rates,
                 grad_divisor=tokens if self._policy.per_token_loss else 1.0,
@@ -140,11 +141,11 @@ class TrainStep:
             )
         gradient_is_nan = not result.updated and not self._policy.dynamic_loss_scale
         return StepOutcome(
-            losses={LOSS_KEY: passed.mean_loss},
+            losses=dict(passed.means),
             updated=result.updated,
             grad_norm=result.grad_norm,
             num_zeros=result.num_zeros,
-            is_nan=gradient_is_nan or not math.isfinite(passed.mean_loss),
+            is_nan=gradient_is_nan or not all(map(math.isfinite, passed.means.values())),
         )
 
     def _explain(self, outcome: StepOutcome, passed: PassResult) -> StepOutcome:
@@ -156,7 +157,7 @@ class TrainStep:
         bad = [index for index, loss in enumerate(passed.loss_sums) if not math.isfinite(loss)]
         first_bad = gathered([bad[0] if bad else -1.0], world, self._device)
         culprit = next((rank for rank, (index,) in enumerate(first_bad) if index >= 0), None)
-        loss = outcome.losses[LOSS_KEY]
+        loss = outcome.losses[LM_LOSS]
         if culprit is not None:
             where = f"micro-batch {int(first_bad[culprit][0]) + 1} of {passed.num_microbatches}"
             fault = f"the loss is {loss} ({self._on(culprit)}{where})"
@@ -185,8 +186,11 @@ class TrainStep:
             torch.set_rng_state(kept.cpu_state)
             if kept.cuda_state is not None:
                 torch.cuda.set_rng_state(kept.cuda_state, self._device)
-            tokens = float(kept.batch.loss_mask.sum(dtype=torch.float64))
-            return token_loss_sum(model, kept.batch) / max(tokens, 1.0)
+            sums = self._family.losses(model, kept.batch, None)
+            assert isinstance(sums, tuple)
+            trained = self._family.num_trained
+            counts = self._family.counts(kept.batch)
+            return mean_sum(sums[:trained], counts[:trained], 1.0)
 
         with torch_rng_preserved(self._device):
             return find_non_finite(model, run)

@@ -6,10 +6,10 @@ import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import torch
 
-from megacore.data import Batch
 from megacore.optim import BatchSize, MicrobatchCalculator
 from megacore.parallel.groups import ParallelGroups
 from megacore.training.agreement import any_of, largest
@@ -25,7 +25,7 @@ from megacore.training.run_config import RunConfig
 from megacore.training.run_state import RunState
 from megacore.training.signals import TermSignal
 from megacore.training.speed import SpeedModel
-from megacore.training.step import LOSS_KEY, NonFiniteError, StepOutcome, TrainStep
+from megacore.training.step import NonFiniteError, StepOutcome, TrainStep
 from megacore.training.timers import Timers
 
 
@@ -117,7 +117,7 @@ class Trainer:
             and self._state.iteration % self._training.eval_interval == 0
         )
 
-    def _can_evaluate(self, batches: Iterator[Batch] | None) -> bool:
+    def _can_evaluate(self, batches: Iterator[Any] | None) -> bool:
         return batches is not None and self._training.eval_iters > 0
 
     def begin(self) -> None:
@@ -223,7 +223,7 @@ class Trainer:
                 num_microbatches=samples // (self._training.eval_iters * self._samples_per_pass),
                 repeats=self._training.eval_iters,
             )
-        losses = {LOSS_KEY: passed.mean_loss}
+        losses = passed.means
         if set_name == "validation":
             state.consumed_valid_samples += samples
         parts.reporter.evaluation(state, losses, prefix=prefix, set_name=set_name, write=write)

@@ -8,10 +8,10 @@ from fnmatch import fnmatchcase
 from torch import Tensor
 
 from megacore.parallel.layout import ParamLayout
-from megacore.parallel.tensor import GPT_SPLITS
+from megacore.parallel.splits import SPLITS
 
 _FC1, _FC2 = "mlp.linear_fc1.weight", "mlp.linear_fc2.weight"
-_DIMENSIONS = {"column": 0, "row": 1, "vocabulary": 0}
+_DIMENSIONS = {"column": 0, "row": 1, "vocabulary": 0, "head table": 1}
 
 
 def cut_of(name: str, *, gated: bool) -> tuple[int | None, int]:
@@ -22,7 +22,7 @@ def cut_of(name: str, *, gated: bool) -> tuple[int | None, int]:
         gated: The MLP has a gate.
     """
     layer, _, kind = name.rpartition(".")
-    row = next((row for row in GPT_SPLITS if fnmatchcase(layer, row.layers)), None)
+    row = next((row for row in SPLITS if fnmatchcase(layer, row.layers)), None)
     if row is None or kind not in ("weight", "bias"):
         return None, 1
     dim = _DIMENSIONS.get(row.split)
