@@ -65,6 +65,9 @@ VERBS: dict[str, Verb] = {
     "schedule": Verb(
         "megacore.planning.schedule_command:main", "make, check, simulate, draw a pipeline schedule"
     ),
+    "plan": Verb(
+        "megacore.planning.plan_command:main", "layouts: time, memory, failures, before renting"
+    ),
     "plot": Verb("megacore.training.plot:main", "draw loss, learning rate and throughput of a run"),
     "doctor": Verb("megacore.doctor:main", "say what this machine has, and what is missing"),
 }

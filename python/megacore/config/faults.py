@@ -12,6 +12,7 @@ from megacore.config.faults_convert import CONVERT_RULES
 from megacore.config.faults_evaluation import EVALUATION_RULES
 from megacore.config.faults_finetune import FINETUNE_RULES
 from megacore.config.faults_parallel import PARALLEL_RULES
+from megacore.config.faults_planning import PLANNING_RULES
 from megacore.errors import Fault
 
 RULES: dict[str, Rule] = {
@@ -441,6 +442,7 @@ RULES: dict[str, Rule] = {
     **CONVERT_RULES,
     **FINETUNE_RULES,
     **EVALUATION_RULES,
+    **PLANNING_RULES,
 }
 
 
