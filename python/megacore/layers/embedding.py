@@ -49,6 +49,7 @@ class Embedding(nn.Module):
         num_positions: Rows of the position table; None for no learned positions.
         dropout: Drop probability in training.
         fp32_residual: Return float32 whatever the dtype of the tables (but float64).
+        fused_dropout: Dropout keeps no mask (see `Dropout`).
         scale: Word embeddings are multiplied by this, rounded to `dtype`; None for not.
         dtype: Dtype of the tables.
         device: Device of the tables.
@@ -62,12 +63,13 @@ class Embedding(nn.Module):
         num_positions: int | None,
         dropout: float,
         fp32_residual: bool,
+        fused_dropout: bool = True,
         scale: float | None = None,
         dtype: torch.dtype,
         device: torch.device | str | None,
     ) -> None:
         super().__init__()
-        self.dropout: nn.Module = Dropout(dropout)
+        self.dropout: nn.Module = Dropout(dropout, fused=fused_dropout)
         self.fp32_residual = fp32_residual
         self.scale = None if scale is None else torch.tensor(scale, dtype=dtype).item()
         self.word_embeddings = Table(vocab_size, hidden_size, dtype=dtype, device=device)

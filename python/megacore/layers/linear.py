@@ -47,7 +47,13 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `x` [..., in] to [..., out]."""
-        y = self.product(x, self.weight, self.bias)
+        return self._adapted(self.product(x, self.weight, self.bias), x)
+
+    def without_bias(self, x: Tensor) -> Tensor:
+        """The same without the bias, which the caller adds: `x` [..., in] to [..., out]."""
+        return self._adapted(self.product(x, self.weight, None), x)
+
+    def _adapted(self, y: Tensor, x: Tensor) -> Tensor:
         return y if self.adapter is None else y + self.adapter(x)
 
 

@@ -23,6 +23,7 @@ class MLP(nn.Module):
         super().__init__()
         self.activation = spec.activation
         self.gated = spec.gated_mlp
+        self.fused_bias = spec.fused_activation_bias
         inner = spec.ffn_hidden_size
         self.linear_fc1 = NormLinear(
             spec.hidden_size,
@@ -38,7 +39,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised `x` [..., H] to the branch's output [..., H]."""
-        inner = self.linear_fc1(x)
-        inner = activation(inner, self.activation, gated=self.gated)
+        if self.fused_bias and self.linear_fc1.bias is not None:
+            inner, bias = self.linear_fc1.without_bias(x), self.linear_fc1.bias
+        else:
+            inner, bias = self.linear_fc1(x), None
+        inner = activation(inner, self.activation, gated=self.gated, bias=bias)
         out: Tensor = self.linear_fc2(inner)
         return out

@@ -81,6 +81,8 @@ class TransformerSpec:
         fp32_residual: The residual stream is kept in float32.
         attention_dropout: Drop probability of attention weights.
         hidden_dropout: Drop probability of embeddings and of each branch's output.
+        fused_dropout: Dropout and the addition to the residual stream are one pass.
+        fused_activation_bias: The bias before the activation is added by the activation.
         scale_by_layer: Queries are additionally divided by the layer number and the scores
             multiplied back after the product, which keeps float16 products in range.
         rotary: Rotary embedding, or None.
@@ -122,6 +124,8 @@ class TransformerSpec:
     scale_embeddings: bool = False
     post_branch_norm: bool = False
     parallel_residual: bool = False
+    fused_dropout: bool = True
+    fused_activation_bias: bool = True
 
     def window_of(self, layer_idx: int) -> int | None:
         """Tokens that a query of this layer sees, or None for all before it."""

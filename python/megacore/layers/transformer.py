@@ -44,7 +44,7 @@ class TransformerLayer(nn.Module):
             width = spec.hidden_size
             self.post_attention_layernorm = Norm(width, spec=spec, dtype=dtype, device=device)
             self.post_mlp_layernorm = Norm(width, spec=spec, dtype=dtype, device=device)
-        self.hidden_dropout: nn.Module = Dropout(spec.hidden_dropout)
+        self.hidden_dropout: nn.Module = Dropout(spec.hidden_dropout, fused=spec.fused_dropout)
 
     @property
     def attentions(self) -> list[SelfAttention]:
@@ -66,7 +66,7 @@ class TransformerLayer(nn.Module):
 
     def _add(self, x: Tensor, normed: Tensor, branch: Tensor) -> Tensor:
         residual = normed if self.spec.residual_after_norm else x
-        total: Tensor = residual + self.hidden_dropout(branch)
+        total: Tensor = self.hidden_dropout(branch, residual)
         return widened(total) if self.spec.fp32_residual else total
 
 

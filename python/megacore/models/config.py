@@ -123,8 +123,20 @@ class ModelConfig(KindConfig, PositionConfig):
     bias_gelu_fusion: bool = flag(
         "--no-bias-gelu-fusion",
         default=True,
-        help="GELU in its exact (erf) form instead of the tanh form; so too with "
-        "--disable-bias-linear",
+        help="GELU in its exact (erf) form instead of the tanh form, and the bias before it "
+        "added by the product; so too with --disable-bias-linear",
+    )
+    bias_swiglu_fusion: bool = flag(
+        "--no-bias-swiglu-fusion",
+        default=True,
+        help="with --swiglu the bias of the first MLP layer is added by its product, not by the "
+        "activation",
+    )
+    bias_dropout_fusion: bool = flag(
+        "--no-bias-dropout-fusion",
+        default=True,
+        help="PyTorch's dropout, then the addition to the residual stream, instead of one pass "
+        "that keeps no mask",
     )
     add_bias_linear: bool = flag(
         "--disable-bias-linear", default=True, help="no bias in linear layers"

@@ -68,6 +68,7 @@ class GPTModel(StagedModel):
             num_positions=self.max_positions,
             dropout=spec.hidden_dropout,
             fp32_residual=spec.fp32_residual,
+            fused_dropout=spec.fused_dropout,
             scale=math.sqrt(spec.hidden_size) if spec.scale_embeddings else None,
             dtype=dtype,
             device=device,

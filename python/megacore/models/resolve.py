@@ -78,6 +78,10 @@ def transformer_spec(config: ModelConfig) -> TransformerSpec:
         scale_embeddings=config.scale_embeddings,
         post_branch_norm=config.sandwich_norm,
         parallel_residual=config.parallel_residual,
+        fused_dropout=config.bias_dropout_fusion,
+        fused_activation_bias=(
+            config.bias_swiglu_fusion if config.swiglu else config.bias_gelu_fusion
+        ),
     )
 
 

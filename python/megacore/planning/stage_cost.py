@@ -77,16 +77,15 @@ class StageCost:
 
 
 class _KernelDropout(nn.Module):
-    """Dropout that keeps one byte per element, as the kernel of a GPU does."""
+    """PyTorch's dropout, which keeps one byte per element on a GPU."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.p == 0.0:
-            return x
-        return torch.native_dropout(x, self.p, True)[0]
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        dropped = x if self.p == 0.0 else torch.native_dropout(x, self.p, True)[0]
+        return dropped if residual is None else residual + dropped
 
 
 class _Attention(torch.autograd.Function):
@@ -119,7 +118,7 @@ def use_gpu_kernels(model: GPTModel) -> None:
     """
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, Dropout):
+            if isinstance(child, Dropout) and not child.fused:
                 module.add_module(name, _KernelDropout(child.p))
             elif isinstance(child, CoreAttention):
                 module.add_module(name, _KernelAttention())
