@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from megacore.training.trainer import Trainer
 
 
-def train(trainer: Trainer) -> bool:
+def train(trainer: Trainer, *, after_step: Callable[[], None] | None = None) -> bool:
     """Train until the last iteration or until a reason to exit comes up.
 
     The order is part of the contract with users' scripts: an evaluation is over before the
     checkpoint of the same iteration is written, and a signal outranks the other exits.
+
+    Args:
+        trainer: The run.
+        after_step: What else is done between two iterations, before checkpoint and exits.
 
     Returns:
         True when training ended early on purpose (signal, duration, interval).
@@ -25,6 +31,8 @@ def train(trainer: Trainer) -> bool:
         trainer.stop_if_not_finite()
         if trainer.evaluation_is_due:
             trainer.evaluate_between_steps()
+        if after_step is not None:
+            after_step()
         if trainer.save_and_exit_if_due():
             return True
         trainer.tidy_up()

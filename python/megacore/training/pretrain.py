@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -23,6 +23,7 @@ from megacore.training.run_config import RunConfig
 from megacore.training.seeding import deterministic_algorithms
 from megacore.training.setup import Setup
 from megacore.training.signals import TermSignal
+from megacore.training.trainer import Trainer
 
 
 def pretrain(
@@ -50,11 +51,45 @@ def pretrain(
     Raises:
         MegacoreError: The run cannot go on; the message says why.
     """
-    started = datetime.now()
     converts = run.checkpoint.ckpt_convert_save is not None
     if converts:
         training = replace(run.training, skip_train=False)
         run = replace(run, checkpoint=run.checkpoint.converting(), training=training)
+    with training_session(run, origins, screen=screen, groups=groups, family=family) as trainer:
+        screen = trainer.parts.screen
+        if converts:
+            trainer.save_for_good()
+            screen.line(f"converted checkpoint: {run.checkpoint.load} -> {run.checkpoint.save}")
+        elif run.training.skip_train:
+            screen.line("skipping training (--skip-train is on) ...")
+            trainer.evaluate_at_end()
+        elif not train(trainer):
+            finish(trainer)
+    return EXIT_OK
+
+
+@contextmanager
+def training_session(
+    run: RunConfig,
+    origins: Mapping[str, Origin] | None = None,
+    *,
+    screen: Screen | None = None,
+    groups: ParallelGroups | None = None,
+    family: Family[Any] | None = None,
+) -> Iterator[Trainer]:
+    """A run that is ready for its first iteration; what it holds is closed behind it.
+
+    Args:
+        run: Resolved settings.
+        origins: As for `pretrain`, and so the others.
+        screen: Prints lines.
+        groups: The groups of this process.
+        family: What is trained.
+
+    Raises:
+        MegacoreError: The run cannot begin or go on; the message says why.
+    """
+    started = datetime.now()
     with ExitStack() as stack:
         groups = groups or stack.enter_context(_launched_groups(run))
         device = training_device(run)
@@ -76,15 +111,7 @@ def pretrain(
         )
         trainer = setup.build()
         stack.callback(trainer.close)
-        if converts:
-            trainer.save_for_good()
-            screen.line(f"converted checkpoint: {run.checkpoint.load} -> {run.checkpoint.save}")
-        elif run.training.skip_train:
-            screen.line("skipping training (--skip-train is on) ...")
-            trainer.evaluate_at_end()
-        elif not train(trainer):
-            finish(trainer)
-    return EXIT_OK
+        yield trainer
 
 
 def training_device(run: RunConfig) -> torch.device:

@@ -104,6 +104,16 @@ class Trainer:
         return self._parts.learner
 
     @property
+    def parts(self) -> Parts:
+        """What it works with."""
+        return self._parts
+
+    @property
+    def iteration(self) -> int:
+        """Iterations done so far."""
+        return self._state.iteration
+
+    @property
     def is_finished(self) -> bool:
         """Whether all iterations are done."""
         return self._state.iteration >= self._train_iters
