@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import os
 import re
 import shutil
 import subprocess
@@ -52,9 +51,8 @@ def find_tools(folder: Path) -> Path | None:
     Args:
         folder: Where the `triton` package is put when it has to be fetched.
     """
-    nvcc = shutil.which("nvcc")
-    places = [Path(nvcc).resolve().parent] if nvcc else []
-    places += [Path(entry) for entry in os.environ.get("PATH", "").split(os.pathsep) if entry]
+    on_path = [shutil.which(name) for name in ("nvcc", "cuobjdump")]
+    places = [Path(found).resolve().parent for found in on_path if found]
     inside = Path("triton/backends/nvidia/bin")
     places += [Path(entry) / inside for entry in sys.path] + [folder / inside]
     if found := _first(places):
@@ -78,11 +76,9 @@ def disassemble(library: Path, tools: Path) -> dict[tuple[str, str], Accesses]:
     Raises:
         RuntimeError: The disassembler fails.
     """
-    path = f"{tools}{os.pathsep}{os.environ.get('PATH', '')}"
-    done = subprocess.run(
-        [str(tools / "cuobjdump"), "-sass", str(library)],
-        capture_output=True, text=True, env={**os.environ, "PATH": path},
-    )  # fmt: skip
+    # cuobjdump looks for nvdisasm on PATH.
+    command = ["env", f"PATH={tools}:/usr/bin:/bin", "cuobjdump", "-sass", str(library)]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"cuobjdump failed: {done.stderr.strip()}")
     return parse_sass(done.stdout)

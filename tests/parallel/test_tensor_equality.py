@@ -50,6 +50,8 @@ MODELS = {
     "uniform": Case(ROTARY, recompute=FULL),
     "block": Case(recompute=FULL | {"recompute_method": "block"}, documents=DOCUMENTS),
     "one-sample": Case(batch_size=1),
+    "linear-loss": Case({"cross_entropy_fusion_impl": "linear"}),
+    "linear-loss-untied": Case(ROTARY | {"cross_entropy_fusion_impl": "linear"}),
 }
 
 

@@ -11,6 +11,7 @@ from megacore.config.fault_rule import Rule
 from megacore.config.faults_convert import CONVERT_RULES
 from megacore.config.faults_evaluation import EVALUATION_RULES
 from megacore.config.faults_finetune import FINETUNE_RULES
+from megacore.config.faults_kernels import KERNEL_RULES
 from megacore.config.faults_parallel import PARALLEL_RULES
 from megacore.config.faults_planning import PLANNING_RULES
 from megacore.errors import Fault
@@ -442,6 +443,7 @@ RULES: dict[str, Rule] = {
     **CONVERT_RULES,
     **FINETUNE_RULES,
     **EVALUATION_RULES,
+    **KERNEL_RULES,
     **PLANNING_RULES,
 }
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from megacore.ops import cross_entropy as ops
+from megacore.ops.linear_cross_entropy import linear_token_losses
 
 
 def loss_dtype(logits: Tensor, *, in_half: bool) -> torch.dtype:
@@ -40,4 +41,13 @@ class TokenLoss(nn.Module):
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Losses [B, S] of `logits` [B, S, V], which are consumed, for `labels` [B, S]."""
         losses = cross_entropy(logits.flatten(0, 1), labels.reshape(-1), in_half=self.in_half)
+        return losses.view(labels.shape)
+
+
+class LinearTokenLoss(nn.Module):
+    """Cross entropy of every token of a batch, from hidden states: all logits never exist."""
+
+    def forward(self, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        """Losses [B, S] of `hidden` [B, S, H] times `weight` [V, H] for `labels` [B, S]."""
+        losses = linear_token_losses(hidden.flatten(0, 1), weight, labels.reshape(-1))
         return losses.view(labels.shape)

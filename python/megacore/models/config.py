@@ -138,6 +138,13 @@ class ModelConfig(KindConfig, PositionConfig):
         help="PyTorch's dropout, then the addition to the residual stream, instead of one pass "
         "that keeps no mask",
     )
+    cross_entropy_fusion_impl: str = flag(
+        "--cross-entropy-fusion-impl",
+        default="native",
+        choices=("native", "linear"),
+        help="linear: projection and cross entropy together for a sixteenth of the tokens at a "
+        "time, so that the logits of all never exist; costs one product more in backward",
+    )
     add_bias_linear: bool = flag(
         "--disable-bias-linear", default=True, help="no bias in linear layers"
     )
@@ -263,6 +270,14 @@ class ModelConfig(KindConfig, PositionConfig):
         if self.quick_gelu and (self.squared_relu or self.swiglu or self.openai_gelu):
             other = "--openai-gelu" if self.openai_gelu else next(iter(chosen))
             yield fault("MC0105", {"--quick-gelu": "", other: ""}, allowed="one of them")
+        if self.cross_entropy_fusion_impl == "linear":
+            for name, value in (
+                ("--final-logit-softcapping", self.final_logit_softcapping),
+                ("--model-family", None if self.model_family == "gpt" else self.model_family),
+            ):
+                if value is not None:
+                    given = {"--cross-entropy-fusion-impl": "linear", name: value}
+                    yield fault("MC1230", given, allowed="--cross-entropy-fusion-impl native")
         if self.parallel_residual and self.apply_residual_connection_post_layernorm:
             given = {
                 "--use-parallel-residual": "",

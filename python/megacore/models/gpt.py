@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from megacore.errors import UsageError
 from megacore.layers.attention import AttentionContext
-from megacore.layers.cross_entropy import TokenLoss
+from megacore.layers.cross_entropy import LinearTokenLoss, TokenLoss
 from megacore.layers.embedding import Embedding
 from megacore.layers.kv_cache import KVCache
 from megacore.layers.rotary import RotaryTable, rotary_table
@@ -84,6 +84,8 @@ class GPTModel(StagedModel):
             device=device,
         )
         self.loss: nn.Module = TokenLoss(in_half=fp16_lm_cross_entropy)
+        if config.cross_entropy_fusion_impl == "linear":
+            self.linear_loss = LinearTokenLoss()
 
     def forward(
         self,
@@ -116,10 +118,14 @@ class GPTModel(StagedModel):
         hidden = self._hidden(tokens, position_ids, cu_seqlens, cache, hidden)
         if self.output_layer is None:
             return hidden
+        losses: Tensor
+        if labels is not None and self.linear_loss is not None:
+            losses = self.linear_loss(hidden, self._output_weight(), labels)
+            return losses
         logits = self._logits(hidden)
         if labels is None:
             return logits
-        losses: Tensor = self.loss(logits, labels)
+        losses = self.loss(logits, labels)
         return losses
 
     def last_logits(self, tokens: Tensor, last: Tensor, *, cache: KVCache) -> Tensor:
@@ -147,6 +153,14 @@ class GPTModel(StagedModel):
         logits: Tensor = self.output_layer(hidden, tied_weight)
         cap = self.spec.logit_softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def _output_weight(self) -> Tensor:
+        assert self.output_layer is not None
+        weight = self.output_layer.weight
+        if weight is None:
+            assert self.embedding is not None
+            weight = self.embedding.word_embeddings.weight
+        return weight
 
     def _hidden(
         self,

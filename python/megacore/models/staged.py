@@ -65,6 +65,8 @@ class StagedModel(nn.Module):
         embedding: None in a part of a model, cut into stages, that does not begin with it.
         output_layer: None in a part that does not end with it, and in models without one.
         loss: Losses of tokens from logits and labels.
+        linear_loss: Losses of tokens from hidden states, weight of the output layer and labels,
+            without logits; None where the logits are made.
         join_sequence: Makes whole sequences of hidden states before what follows the last layer,
             where a process has parts of them; None in models that need none.
         has_end: Whether this part has what follows the last layer; one that has not returns hidden
@@ -80,6 +82,7 @@ class StagedModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.has_end = True
+        self.linear_loss: nn.Module | None = None
         self.join_sequence: Callable[[Tensor], Tensor] | None = None
 
     @property

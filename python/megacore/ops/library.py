@@ -14,9 +14,14 @@ from typing import Any
 import torch
 
 NAMESPACE = "megacore"
+_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 KERNELS_PATH = Path(__file__).resolve().parent.parent / "_ops.so"
 
 _library = torch.library.Library(NAMESPACE, "DEF")
+
+# Plain-PyTorch implementation of every op by name, and what puts them in place of the kernels.
+_references: dict[str, Callable[..., Any]] = {}
+_overrides: torch.library.Library | None = None
 
 
 def _load_kernels() -> str:
@@ -43,7 +48,7 @@ if kernels_missing:
 
 def has_kernel(name: str, device_type: str) -> bool:
     """Whether op `name` has a compiled kernel for a device type such as "cpu" or "cuda"."""
-    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device_type)
+    key = _KEYS.get(device_type)
     if key is None or kernels_missing:
         return False
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", key)
@@ -67,6 +72,36 @@ def define(
     # Composite: used for every device that has no kernel of its own.
     _library.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+    _references[name] = reference
+    if _overrides is not None:
+        _override(_overrides, name)
+
+
+def use_references(on: bool) -> None:
+    """Let every op run its plain-PyTorch reference on all devices, or its kernel again.
+
+    For the whole process; ops that are running or compiled keep what they have.
+
+    Args:
+        on: References instead of kernels.
+    """
+    global _overrides
+    if on and _overrides is None:
+        _overrides = torch.library.Library(NAMESPACE, "IMPL")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered")
+            for name in _references:
+                _override(_overrides, name)
+    elif not on and _overrides is not None:
+        _overrides._destroy()
+        _overrides = None
+
+
+def _override(overrides: torch.library.Library, name: str) -> None:
+    """Put the reference of an op before its kernels."""
+    for device_type, key in _KEYS.items():
+        if has_kernel(name, device_type):
+            overrides.impl(name, _references[name], key, allow_override=True)
 
 
 def register_autograd(

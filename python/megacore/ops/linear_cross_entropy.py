@@ -1,8 +1,11 @@
 """Output projection and cross entropy together, a chunk of tokens at a time.
 
-The logits of all tokens never exist: a chunk's logits become its gradient at once, which goes into
-those of hidden states and weight. That takes the factor of every token's loss before backward, and
-gives one number to differentiate, their weighted sum.
+The logits of all tokens never exist. There are two forms:
+
+* `linear_cross_entropy` makes a chunk's gradient of its logits at once. That takes the factor of
+  every token's loss before backward, and gives one number to differentiate, their weighted sum.
+* `linear_token_losses` gives the loss of every token, to be differentiated like any other tensor.
+  Backward multiplies again for the logits: one product more than the whole matrix would need.
 """
 
 from __future__ import annotations
@@ -94,6 +97,114 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if dweight is not None:
             dweight = (dweight * grad).to(ctx.weight_dtype)
         return (dhidden, dweight, *nothing)
+
+
+class _TokenLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        terms: LossTerms,
+        vocab_size: int,
+        first_column: int,
+        exchange: Exchange | None,
+    ) -> Tensor:
+        compute = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        with_sum = terms.label_smoothing > 0.0
+        parts = [
+            logit_sums(
+                hidden[part] @ weight.t(),
+                labels[part],
+                first_column=first_column,
+                with_sum=with_sum,
+                compute=compute,
+            )
+            for part in _chunks(hidden.shape[0])
+        ]
+        sums = LogitSums(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+        if exchange is not None:
+            sums = exchange(sums)
+        ctx.save_for_backward(hidden, weight, labels, *sums)
+        ctx.terms, ctx.vocab_size, ctx.first_column = terms, vocab_size, first_column
+        return terms.losses(sums, labels, vocab_size)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, labels, *sums = ctx.saved_tensors
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        dhidden = torch.empty_like(hidden) if needs_hidden else None
+        dweight = None
+        if needs_weight:
+            dweight = torch.zeros(weight.shape, dtype=grads[0].dtype, device=weight.device)
+        for part in _chunks(hidden.shape[0]):
+            logits = hidden[part] @ weight.t()
+            ctx.terms.write_gradient(
+                logits,
+                labels[part],
+                LogitSums(*(s[part] for s in sums)),
+                grads[0][part],
+                vocab_size=ctx.vocab_size,
+                first_column=ctx.first_column,
+            )
+            if dhidden is not None:
+                torch.mm(logits, weight, out=dhidden[part])
+            if dweight is not None:
+                dweight += logits.t() @ hidden[part]
+        if dweight is not None:
+            dweight = dweight.to(weight.dtype)
+        return (dhidden, dweight, *(None,) * 5)
+
+
+def _chunks(count: int) -> list[slice]:
+    """`CHUNKS` pieces of `count` tokens, the last ones shorter; one piece where there are none."""
+    rows = max(1, -(-count // CHUNKS))
+    return [slice(start, start + rows) for start in range(0, max(1, count), rows)]
+
+
+def linear_token_losses(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    terms: LossTerms = PLAIN,
+    vocab_size: int | None = None,
+    first_column: int = 0,
+    exchange: Exchange | None = None,
+) -> Tensor:
+    """Cross entropies [M] of `hidden @ weight.T`, which is never held whole.
+
+    Holds the logits of one sixteenth of the tokens, in forward and in backward, and in backward
+    the gradient of `weight` in float32.
+
+    Args:
+        hidden: [M, H] floating point.
+        weight: [V, H] dtype of hidden: all rows of the projection, or this process's.
+        labels: [M] int64, each in [0, vocab_size) or the ignored one.
+        terms: Label smoothing, z-loss and which label is ignored.
+        vocab_size: Rows of the whole projection; None for those of `weight`.
+        first_column: Number of the first row of `weight`.
+        exchange: Puts the sums of this process's columns together with those of the others;
+            None where `weight` is whole. The gradient of `hidden` is then this process's share.
+
+    Returns:
+        [M] float32 (float64 for float64).
+
+    Raises:
+        RuntimeError: A tensor does not fit; the message names it.
+    """
+    vocab_size = weight.shape[0] if vocab_size is None else vocab_size
+    fits = hidden.dim() == 2 and weight.dim() == 2 and hidden.shape[1] == weight.shape[1]
+    if not fits or labels.shape != hidden.shape[:1]:
+        raise RuntimeError(
+            f"expected hidden [M, H], weight [V, H] and labels [M], found hidden: "
+            f"{list(hidden.shape)}, weight: {list(weight.shape)}, labels: {list(labels.shape)}"
+        )
+    check_labels(labels, vocab_size, terms)
+    losses = _TokenLosses.apply(hidden, weight, labels, terms, vocab_size, first_column, exchange)
+    assert isinstance(losses, Tensor)
+    return losses
 
 
 def linear_cross_entropy(

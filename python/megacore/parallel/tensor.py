@@ -30,7 +30,7 @@ from megacore.parallel.linear import OVERLAP, ColumnProduct, Overlap, RowProduct
 from megacore.parallel.pieces import SEQUENCE
 from megacore.parallel.splits import SPLITS, LayerSplit, Split
 from megacore.parallel.stages import WORD_EMBEDDING
-from megacore.parallel.vocabulary import SplitLookup, SplitTokenLoss
+from megacore.parallel.vocabulary import SplitLinearTokenLoss, SplitLookup, SplitTokenLoss
 from megacore.parallel.weight_grad import WeightGradStore, linear
 
 
@@ -109,6 +109,8 @@ def apply_tensor_parallel(
         model.join_sequence = partial(join_sequence, group=group)
     if group.size > 1 and isinstance(model.loss, TokenLoss):
         model.loss = SplitTokenLoss(group, in_half=model.loss.in_half)
+    if group.size > 1 and model.linear_loss is not None:
+        model.linear_loss = SplitLinearTokenLoss(group, sequence=plan.sequence)
     return layouts
 
 

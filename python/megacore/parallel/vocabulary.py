@@ -18,7 +18,14 @@ from megacore.errors import UsageError
 from megacore.layers.cross_entropy import loss_dtype
 from megacore.layers.embedding import lookup
 from megacore.ops.cross_entropy import PLAIN, LogitSums, logit_sums
-from megacore.parallel.collectives import reduce, reduce_scatter, start_all_reduce
+from megacore.ops.linear_cross_entropy import linear_token_losses
+from megacore.parallel.collectives import (
+    reduce,
+    reduce_scatter,
+    start_all_gather,
+    start_all_reduce,
+    start_reduce_scatter,
+)
 from megacore.parallel.groups import Group
 from megacore.parallel.pieces import SEQUENCE
 
@@ -117,6 +124,75 @@ class SplitTokenLoss(nn.Module):
         return losses.view(labels.shape)
 
 
+class SplitLinearTokenLoss(nn.Module):
+    """`LinearTokenLoss` with a weight of which each process has consecutive rows.
+
+    Args:
+        group: The processes that have the parts.
+        sequence: A process has its part of the sequence of hidden states only.
+    """
+
+    def __init__(self, group: Group, *, sequence: bool) -> None:
+        super().__init__()
+        self.group = group
+        self.sequence = sequence
+
+    def forward(self, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        """Losses [B, S], the same on every process.
+
+        Args:
+            hidden: [B, S, H], or [B, S / size, H] with `sequence`.
+            weight: [V / size, H].
+            labels: [B, S] int64.
+
+        Raises:
+            UsageError: A label lies outside the vocabulary.
+        """
+        group = self.group
+        vocab_size = weight.shape[0] * group.size
+        check_ids(labels, vocab_size, "label")
+        whole = _Shared.apply(hidden, group, self.sequence)
+        assert isinstance(whole, Tensor)
+        losses = linear_token_losses(
+            whole.flatten(0, 1),
+            weight,
+            labels.reshape(-1),
+            vocab_size=vocab_size,
+            first_column=group.rank * weight.shape[0],
+            exchange=lambda sums: _whole_sums(sums, group),
+        )
+        return losses.view(labels.shape)
+
+
+class _Shared(torch.autograd.Function):
+    """Hidden states that every process multiplies with weights of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, group: Group, sequence: bool) -> Tensor:
+        ctx.group, ctx.sequence = group, sequence
+        if not sequence:
+            return hidden.view_as(hidden)
+        return start_all_gather(hidden, group, SEQUENCE)()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        if ctx.sequence:
+            return start_reduce_scatter(grads[0], ctx.group, SEQUENCE)(), None, None
+        return start_all_reduce(grads[0].clone(), ctx.group)(), None, None
+
+
+def _whole_sums(here: LogitSums, group: Group) -> LogitSums:
+    """The sums over the whole vocabulary from those over each process's part."""
+    largest = here.largest.clone()
+    group.all_reduce(largest, "max")
+    # The sum of the exponentials relative to the largest logit of all, and the label's logit,
+    # which one process has.
+    both = torch.stack((here.total * (here.largest - largest).exp(), here.chosen))
+    start_all_reduce(both, group)()
+    total, chosen = both.unbind(0)
+    return LogitSums(largest, total, chosen, here.sum)
+
+
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -124,14 +200,7 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         first = group.rank * logits.shape[1]
         here = logit_sums(logits, labels, first_column=first, compute=compute)
-        largest = here.largest.clone()
-        group.all_reduce(largest, "max")
-        # The sum of the exponentials relative to the largest logit of all, and the label's logit,
-        # which one process has.
-        both = torch.stack((here.total * (here.largest - largest).exp(), here.chosen))
-        start_all_reduce(both, group)()
-        total, chosen = both.unbind(0)
-        sums = LogitSums(largest, total, chosen, here.sum)
+        sums = _whole_sums(here, group)
         ctx.save_for_backward(labels, *sums)
         ctx.logits, ctx.first, ctx.vocab_size = logits, first, logits.shape[1] * group.size
         losses = PLAIN.losses(sums, labels, ctx.vocab_size)

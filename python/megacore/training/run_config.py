@@ -17,6 +17,7 @@ from megacore.data.config import DataConfig, TokenizerConfig, is_weight
 from megacore.errors import Fault, Information
 from megacore.models.config import ModelConfig, RecomputeConfig
 from megacore.models.lora import LoraConfig
+from megacore.ops.config import KernelConfig
 from megacore.optim.config import OptimizerConfig, PrecisionConfig, ScheduleConfig
 from megacore.parallel.config import ParallelConfig
 from megacore.parallel.launch import launch_faults, launched_world_size
@@ -120,6 +121,7 @@ class RunConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    kernels: KernelConfig = field(default_factory=KernelConfig)
 
     @property
     def components(self) -> list[Any]:
@@ -153,6 +155,11 @@ class RunConfig:
         half = self.precision.fp16 or self.precision.bf16
         if self.model.fp32_residual_connection and not half:
             yield fault("MC0503", {"--fp32-residual-connection": ""})
+        if self.precision.fp16_lm_cross_entropy:
+            kind = self.model.cross_entropy_fusion_impl
+            if kind == "linear":
+                given = {"--cross-entropy-fusion-impl": kind, "--fp16-lm-cross-entropy": ""}
+                yield fault("MC1230", given, allowed="--cross-entropy-fusion-impl native")
 
     def _length_rules(self) -> Iterator[Fault]:
         batch, training, data = self.batch, self.training, self.data

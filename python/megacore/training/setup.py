@@ -20,6 +20,7 @@ from megacore.checkpoint import ResumePlan, SaveDirectory, decide
 from megacore.config.layers import Origin
 from megacore.config.report import format_arguments
 from megacore.data.tokenizers import Tokenizer, build_tokenizer, padded_vocab_size
+from megacore.ops.library import use_references
 from megacore.optim import MicrobatchCalculator
 from megacore.parallel.apply import ParallelModel
 from megacore.parallel.context import local_batch
@@ -139,6 +140,7 @@ class Setup:
         run, screen = self._run, self._screen
         if run.logging.logging_level is not None:
             python_logging.getLogger("megacore").setLevel(run.logging.logging_level)
+        use_references(run.kernels.kernels == "reference")
         screen.line(format_arguments(run))
         plan = decide(run.checkpoint)
         for warning in plan.warnings:
