@@ -1,4 +1,4 @@
-"""`megacore data info|show|train-tokenizer`."""
+"""`megacore data info|show|train-tokenizer|make-task`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ usage: megacore data VERB [flags]
   info PREFIX ...      sequences, documents, tokens, lengths, size, damage of a dataset
   show PREFIX          token ids of some sequences, and their text with a tokenizer
   train-tokenizer      learn a vocabulary from text files
+  make-task NAME       files in the format of a published task, made from a text
 
 megacore data VERB --help lists the flags of a verb."""
 
@@ -140,7 +141,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in ("-h", "--help"):
         raise Information(_HELP)
-    verbs = {"info": info, "show": show, "train-tokenizer": train_tokenizer}
+    verbs = {
+        "info": info,
+        "show": show,
+        "train-tokenizer": train_tokenizer,
+        "make-task": make_task,
+    }
     if not words or words[0] not in verbs:
         found = f"there is no verb {words[0]!r}" if words else "a verb is missing"
         raise UsageError(f"megacore data: {found}; one of: {', '.join(verbs)}")
@@ -229,6 +235,13 @@ def train_tokenizer(argv: Sequence[str]) -> int:
     for path in trained.files:
         print(f"wrote {path}")
     return EXIT_OK
+
+
+def make_task(argv: Sequence[str]) -> int:
+    """Makes the files of a task from a text."""
+    from megacore.evaluation.make_task.command import main as make
+
+    return make(argv)
 
 
 def _bare(prefix: str) -> str:
