@@ -26,6 +26,7 @@ CXX_LAYERS = {
     "data": {"core", "data"},
     "comm": {"core", "comm"},
     "pipeline": {"core", "pipeline", "comm"},
+    "planner": {"core", "comm", "pipeline", "planner"},
 }
 
 # What each package must not import. errors and config.fields are for everyone.

@@ -13,6 +13,7 @@ void bind_data(py::module_& parent);
 void bind_executor(py::module_& parent);
 void bind_pipeline(py::module_& parent);
 void bind_pipeline_tools(py::module_& parent);
+void bind_planner(py::module_& parent);
 
 PYBIND11_MODULE(_C, module) {
     module.doc() = "The torch-free C++ core of megacore.";
@@ -29,5 +30,6 @@ PYBIND11_MODULE(_C, module) {
     bind_data(module);
     bind_pipeline(module);
     bind_pipeline_tools(module);
+    bind_planner(module);
     bind_executor(module);
 }

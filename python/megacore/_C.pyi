@@ -6,6 +6,8 @@ comm: Any
 data: Any
 # Schedules of pipeline parallelism; their Python wrappers in megacore.parallel are typed.
 pipeline: Any
+# Estimates and search of layouts; megacore.planning is its typed form.
+planner: Any
 
 def cpu_features() -> list[str]: ...
 def kernel_isa() -> str: ...
