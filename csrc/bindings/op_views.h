@@ -31,6 +31,8 @@ inline DType to_dtype(const char* name, ScalarType type) {
             return DType::kInt32;
         case ScalarType::Long:
             return DType::kInt64;
+        case ScalarType::Bool:
+            return DType::kBool;
         default:
             throw Error(detail::concatenate(name,
                                             ": element type number ",

@@ -10,6 +10,7 @@
 #include "bindings/ops_dropout_add.h"
 #include "bindings/ops_embedding.h"
 #include "bindings/ops_rotary.h"
+#include "bindings/ops_softmax.h"
 #include "kernels/adamw.h"
 #include "kernels/norm.h"
 
@@ -115,6 +116,8 @@ void register_ops(torch::stable::detail::StableLibrary& library) {
     library.impl("cross_entropy_sums", TORCH_BOX(&cross_entropy_sums<Backend>));
     library.impl("cross_entropy_gradient_", TORCH_BOX(&cross_entropy_gradient_<Backend>));
     library.impl("embedding_gradient", TORCH_BOX(&embedding_gradient<Backend>));
+    library.impl("softmax_forward", TORCH_BOX(&softmax_forward<Backend>));
+    library.impl("softmax_backward", TORCH_BOX(&softmax_backward<Backend>));
     library.impl("dropout_add", TORCH_BOX(&dropout_add<Backend>));
 }
 

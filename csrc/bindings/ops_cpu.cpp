@@ -28,6 +28,8 @@ struct CpuBackend {
     void cross_entropy_backward(const CrossEntropyBackward& args) const {
         cpu::cross_entropy_backward(args);
     }
+    void softmax_forward(const SoftmaxForward& args) const { cpu::softmax_forward(args); }
+    void softmax_backward(const SoftmaxBackward& args) const { cpu::softmax_backward(args); }
     void dropout_add(const DropoutAdd& args) const { cpu::dropout_add(args); }
     void embedding_backward(const EmbeddingBackward& args) const { cpu::embedding_backward(args); }
 };

@@ -33,6 +33,10 @@ struct CudaBackend {
     void cross_entropy_backward(const CrossEntropyBackward& args) const {
         cuda::cross_entropy_backward(args, stream_);
     }
+    void softmax_forward(const SoftmaxForward& args) const { cuda::softmax_forward(args, stream_); }
+    void softmax_backward(const SoftmaxBackward& args) const {
+        cuda::softmax_backward(args, stream_);
+    }
     void dropout_add(const DropoutAdd& args) const { cuda::dropout_add(args, stream_); }
     void embedding_backward(const EmbeddingBackward& args) const {
         cuda::embedding_backward(args, stream_);

@@ -6,11 +6,13 @@
 
 namespace megacore {
 
-enum class DType : std::uint8_t { kFloat32, kBFloat16, kFloat16, kFloat64, kInt32, kInt64 };
+enum class DType : std::uint8_t { kFloat32, kBFloat16, kFloat16, kFloat64, kInt32, kInt64, kBool };
 
 /// Bytes of one element.
 constexpr std::int64_t size_of(DType dtype) {
     switch (dtype) {
+        case DType::kBool:
+            return 1;
         case DType::kBFloat16:
         case DType::kFloat16:
             return 2;
@@ -39,6 +41,8 @@ constexpr const char* name_of(DType dtype) {
             return "int32";
         case DType::kInt64:
             return "int64";
+        case DType::kBool:
+            return "bool";
     }
     return "unknown";
 }
