@@ -208,6 +208,13 @@ TRIGGERS: dict[str, list[tuple[str, str]]] = {
         ("--lora-rank 4 --load d --lora-targets linear_qkv,output_layer", ""),
     ],
     "MC1103": [("--lora-rank 4", "")],
+    "MC1320": [
+        ("--bert-no-binary-head", ""),
+        ("--decoder-num-layers 2", ""),
+        ("--position-embedding-type relative", ""),
+        ("--model-family bert --window-size 4,0", ""),
+        ("--model-family t5 --qk-layernorm", ""),
+    ],
     "MC1111": [("--chat-template x.jinja", ""), ("--sft-overlong drop", "")],
     "MC1112": [
         ("--sft --data-path chat.jsonl", "--mock-data"),

@@ -349,7 +349,7 @@ def test_file_may_hold_accepted_and_refused_flags(
     path.write_text("use-flash-attn: true\ndistributed:\n  ddp_bucket_size: 5\nnum_experts: 0\n")
     parse_run(small(f"--config {path}"), environment={})
     assert len(caplog.messages) == 2
-    path.write_text("num_experts: 8\nbert_binary_head: false\ntensor-model-parallel-size: 2\n")
+    path.write_text("num_experts: 8\noutput_bert_embeddings: true\ntensor-model-parallel-size: 2\n")
     assert ids(small(f"--config {path}")) == ["MC0011", "MC0011", "MC0901"]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from megacore.config.fault_rule import Rule
 from megacore.config.faults_convert import CONVERT_RULES
+from megacore.config.faults_encoders import ENCODER_RULES
 from megacore.config.faults_evaluation import EVALUATION_RULES
 from megacore.config.faults_finetune import FINETUNE_RULES
 from megacore.config.faults_kernels import KERNEL_RULES
@@ -442,6 +443,7 @@ RULES: dict[str, Rule] = {
     **PARALLEL_RULES,
     **CONVERT_RULES,
     **FINETUNE_RULES,
+    **ENCODER_RULES,
     **EVALUATION_RULES,
     **KERNEL_RULES,
     **PLANNING_RULES,

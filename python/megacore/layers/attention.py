@@ -1,4 +1,4 @@
-"""Self-attention with grouped key/value heads."""
+"""Self-attention with grouped key/value heads, and attention of a decoder to an encoder."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from megacore.layers.core_attention import cached_attention, causal_attention, packed_attention
+from megacore.layers.full_attention import full_attention
 from megacore.layers.kv_cache import KVCache
 from megacore.layers.linear import Linear, NormLinear
 from megacore.layers.norm import Norm
@@ -28,6 +29,11 @@ class AttentionContext:
         cache: Keys and values of earlier tokens, or None.
         cache_positions: [B, n] positions in the cache of the tokens of this pass; None when all
             cached keys are visible to every query.
+        is_causal: A token sees itself and those before it; otherwise all of its row.
+        visible: [B, S] bool, which keys are real and not padding; None: all.
+        bias: [N, S, S] added to the scores of each head, or None.
+        encoded: [B, Se, H] what a decoder attends to beside its own tokens, or None.
+        encoded_visible: [B, Se] bool, as `visible`.
     """
 
     rotary: RotaryTable | None = None
@@ -35,10 +41,20 @@ class AttentionContext:
     document_lengths: tuple[int, ...] | None = None
     cache: KVCache | None = None
     cache_positions: Tensor | None = None
+    is_causal: bool = True
+    visible: Tensor | None = None
+    bias: Tensor | None = None
+    encoded: Tensor | None = None
+    encoded_visible: Tensor | None = None
+
+    @property
+    def cross(self) -> AttentionContext:
+        """That of the attention to `encoded`."""
+        return AttentionContext(is_causal=False, visible=self.encoded_visible)
 
 
 class CoreAttention(nn.Module):
-    """Attention of the tokens of a batch among themselves; no parameters.
+    """Attention of queries to keys; no parameters.
 
     Args:
         spec: Shape and numerics.
@@ -53,6 +69,17 @@ class CoreAttention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
         """Attend with q [B, S, G, R, D], k and v [B, S, G, D]; returns [B, S, G * R * D]."""
         dropout = self.dropout if self.training else 0.0
+        if not context.is_causal or context.bias is not None:
+            return full_attention(
+                q,
+                k,
+                v,
+                visible=context.visible,
+                causal=context.is_causal,
+                bias=context.bias,
+                dropout=dropout,
+                scores=self.scores,
+            )
         if context.document_lengths is None:
             return causal_attention(q, k, v, dropout=dropout, scores=self.scores)
         return packed_attention(
@@ -166,3 +193,59 @@ class SelfAttention(nn.Module):
         if first:
             return causal_attention(q, k, v, scores=self.scores)
         return cached_attention(q, keys, values, context.cache_positions, scores=self.scores)
+
+
+class CrossAttention(nn.Module):
+    """Attention of the tokens of a decoder to those of an encoder.
+
+    The rows of `linear_kv` are grouped by key/value head: for each its key rows, then its value
+    rows.
+
+    Args:
+        spec: Shape and numerics.
+        layer_idx: From 0.
+        recompute_core: Redo core attention in backward instead of keeping its activations.
+        dtype: Dtype of the parameters.
+        device: Device of the parameters.
+
+    Attributes:
+        recomputed: Runs core attention without keeping its activations.
+    """
+
+    def __init__(
+        self,
+        spec: TransformerSpec,
+        *,
+        layer_idx: int,
+        recompute_core: bool,
+        dtype: torch.dtype,
+        device: torch.device | str | None,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.recompute_core = recompute_core
+        self.recomputed: Recompute = recomputed
+        layer_scale = layer_idx + 1 if spec.scale_by_layer else 1
+        scores = Scores(scale=spec.softmax_scale, layer_scale=layer_scale)
+        self.core_attention: nn.Module = CoreAttention(spec, scores=scores)
+        hidden, bias = spec.hidden_size, spec.linear_bias
+        inner = spec.num_heads * spec.head_dim
+        both = 2 * spec.num_groups * spec.head_dim
+        self.linear_q = Linear(hidden, inner, bias=bias, dtype=dtype, device=device)
+        self.linear_kv = Linear(hidden, both, bias=bias, dtype=dtype, device=device)
+        self.linear_proj = Linear(inner, hidden, bias=bias, dtype=dtype, device=device)
+
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
+        """Attend with normalised `x` [B, S, H]; returns the branch's output [B, S, H]."""
+        spec, encoded = self.spec, context.encoded
+        assert encoded is not None
+        ratio = spec.num_heads // spec.num_groups
+        q, kv = self.linear_q(x), self.linear_kv(encoded)
+        q = q.view(*q.shape[:2], -1, ratio, spec.head_dim)
+        k, v = kv.view(*kv.shape[:2], -1, 2, spec.head_dim).unbind(3)
+        if self.recompute_core and self.training and torch.is_grad_enabled():
+            out = self.recomputed(self.core_attention, q, k, v, context.cross)
+        else:
+            out = self.core_attention(q, k, v, context.cross)
+        projected: Tensor = self.linear_proj(out)
+        return projected

@@ -1,4 +1,4 @@
-"""Token and position embeddings."""
+"""Embeddings of tokens, positions and token types."""
 
 from __future__ import annotations
 
@@ -41,12 +41,13 @@ class Table(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Word embedding plus, optionally, a learned position embedding; then dropout.
+    """Word embedding plus, optionally, learned embeddings of positions and types; then dropout.
 
     Args:
         vocab_size: Rows of the word table (padded vocabulary).
         hidden_size: Width of both tables.
         num_positions: Rows of the position table; None for no learned positions.
+        num_types: Rows of the table of token types; None for none.
         dropout: Drop probability in training.
         fp32_residual: Return float32 whatever the dtype of the tables (but float64).
         fused_dropout: Dropout keeps no mask (see `Dropout`).
@@ -61,6 +62,7 @@ class Embedding(nn.Module):
         hidden_size: int,
         *,
         num_positions: int | None,
+        num_types: int | None = None,
         dropout: float,
         fp32_residual: bool,
         fused_dropout: bool = True,
@@ -77,13 +79,22 @@ class Embedding(nn.Module):
         if num_positions is not None:
             self.position_embeddings = Table(num_positions, hidden_size, dtype=dtype, device=device)
 
-    def forward(self, tokens: Tensor, position_ids: Tensor) -> Tensor:
-        """Embed `tokens` [B, S] at `position_ids` [B or 1, S]; returns [B, S, H]."""
+        self.tokentype_embeddings: Table | None = None
+        if num_types is not None:
+            self.tokentype_embeddings = Table(num_types, hidden_size, dtype=dtype, device=device)
+
+    def forward(self, tokens: Tensor, position_ids: Tensor, types: Tensor | None = None) -> Tensor:
+        """Embed `tokens` [B, S] at `position_ids` [B or 1, S]; returns [B, S, H].
+
+        `types` [B, S] int64 are all 0 where they are not given.
+        """
         x = self.word_embeddings(tokens)
         if self.scale is not None:
             x = x * self.scale
         if self.position_embeddings is not None:
             x = x + self.position_embeddings(position_ids)
+        if self.tokentype_embeddings is not None:
+            x = x + self.tokentype_embeddings(torch.zeros_like(tokens) if types is None else types)
         if self.fp32_residual:
             x = widened(x)
         dropped: Tensor = self.dropout(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megacore.layers.linear import Linear, NormLinear
@@ -43,6 +44,9 @@ class MLP(nn.Module):
             inner, bias = self.linear_fc1.without_bias(x), self.linear_fc1.bias
         else:
             inner, bias = self.linear_fc1(x), None
-        inner = activation(inner, self.activation, gated=self.gated, bias=bias)
+        if self.activation == "relu":
+            inner = F.relu(inner if bias is None else inner + bias)
+        else:
+            inner = activation(inner, self.activation, gated=self.gated, bias=bias)
         out: Tensor = self.linear_fc2(inner)
         return out

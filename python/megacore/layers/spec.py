@@ -7,7 +7,7 @@ from typing import Literal
 
 from megacore.layers.rotary_scaling import RotaryScaling
 
-Activation = Literal["gelu_tanh", "gelu_erf", "gelu_quick", "silu", "squared_relu"]
+Activation = Literal["gelu_tanh", "gelu_erf", "gelu_quick", "silu", "squared_relu", "relu"]
 NormKind = Literal["LayerNorm", "RMSNorm"]
 RecomputeKind = Literal["none", "selective", "uniform", "block"]
 
@@ -60,7 +60,7 @@ class RecomputeSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerSpec:
-    """A decoder-only stack.
+    """A stack of layers.
 
     Attributes:
         num_layers: Depth L.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from megacore.layers.attention import AttentionContext, SelfAttention
+from megacore.layers.attention import AttentionContext, CrossAttention, SelfAttention
 from megacore.layers.dropout import Dropout
 from megacore.layers.embedding import widened
 from megacore.layers.mlp import MLP
@@ -20,7 +20,8 @@ class TransformerLayer(nn.Module):
     """x + dropout(attention(norm(x))), then the same with the MLP.
 
     With `parallel_residual` the MLP reads x too; with `post_branch_norm` a second norm stands
-    behind each branch.
+    behind each branch. In a decoder that follows an encoder, attention to the encoder comes
+    between the two, with a norm of its own.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class TransformerLayer(nn.Module):
         *,
         layer_idx: int,
         recompute_core: bool,
+        attends_encoder: bool = False,
         dtype: torch.dtype,
         device: torch.device | str | None,
     ) -> None:
@@ -37,6 +39,15 @@ class TransformerLayer(nn.Module):
         self.self_attention = SelfAttention(
             spec, layer_idx=layer_idx, recompute_core=recompute_core, dtype=dtype, device=device
         )
+        self.pre_cross_attn_layernorm: Norm | None = None
+        self.cross_attention: CrossAttention | None = None
+        if attends_encoder:
+            self.pre_cross_attn_layernorm = Norm(
+                spec.hidden_size, spec=spec, dtype=dtype, device=device
+            )
+            self.cross_attention = CrossAttention(
+                spec, layer_idx=layer_idx, recompute_core=recompute_core, dtype=dtype, device=device
+            )
         self.mlp = MLP(spec, dtype=dtype, device=device)
         self.post_attention_layernorm: Norm | None = None
         self.post_mlp_layernorm: Norm | None = None
@@ -47,9 +58,11 @@ class TransformerLayer(nn.Module):
         self.hidden_dropout: nn.Module = Dropout(spec.hidden_dropout, fused=spec.fused_dropout)
 
     @property
-    def attentions(self) -> list[SelfAttention]:
+    def attentions(self) -> list[SelfAttention | CrossAttention]:
         """Its attention modules, in order."""
-        return [self.self_attention]
+        if self.cross_attention is None:
+            return [self.self_attention]
+        return [self.self_attention, self.cross_attention]
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         """Map the residual stream `x` [B, S, H] to the next one."""
@@ -58,6 +71,9 @@ class TransformerLayer(nn.Module):
         if self.post_attention_layernorm is not None:
             attended = self.post_attention_layernorm(attended)
         middle = self._add(x, normed, attended)
+        if self.cross_attention is not None and self.pre_cross_attn_layernorm is not None:
+            normed = self.pre_cross_attn_layernorm(middle)
+            middle = self._add(middle, normed, self.cross_attention(normed, context))
         normed = self.mlp.linear_fc1.normalized(x if self.spec.parallel_residual else middle)
         branch = self.mlp(normed)
         if self.post_mlp_layernorm is not None:
@@ -90,6 +106,7 @@ class TransformerBlock(nn.Module):
         spec: TransformerSpec,
         *,
         recompute: RecomputeSpec,
+        attends_encoder: bool = False,
         dtype: torch.dtype,
         device: torch.device | str | None,
     ) -> None:
@@ -102,6 +119,7 @@ class TransformerBlock(nn.Module):
                     spec,
                     layer_idx=layer_idx,
                     recompute_core=recompute.kind == "selective",
+                    attends_encoder=attends_encoder,
                     dtype=dtype,
                     device=device,
                 )

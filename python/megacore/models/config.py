@@ -228,6 +228,13 @@ class ModelConfig(KindConfig, PositionConfig):
         return self.num_layers if self.num_layers is not None else self.encoder_num_layers
 
     @property
+    def total_depth(self) -> int | None:
+        """Layers of all stacks: of the encoder and the decoder of a T5."""
+        if self.model_family != "t5" or self.depth is None:
+            return self.depth
+        return self.depth + (self.decoder_num_layers or self.depth)
+
+    @property
     def gated(self) -> bool:
         """Whether the MLP has a gate."""
         return self.swiglu or self.geglu
@@ -259,10 +266,12 @@ class ModelConfig(KindConfig, PositionConfig):
             yield fault("MC0102", given, allowed="one of them")
         yield from self._head_faults()
         yield from self.position_faults(self.head_width)
+        yield from self.kind_faults(self.position_kind)
         kinds = {
             "--squared-relu": self.squared_relu,
             "--swiglu": self.swiglu,
             "--geglu": self.geglu,
+            "--relu": self.relu,
         }
         chosen: dict[str, object] = {name: "" for name, is_on in kinds.items() if is_on}
         if len(chosen) > 1:
@@ -327,11 +336,13 @@ class ModelConfig(KindConfig, PositionConfig):
         hidden, heads, depth = self.hidden_size, self.num_attention_heads, self.depth
         assert hidden is not None  # faults() has refused None
         assert heads is not None
+        is_t5 = self.model_family == "t5"
         ffn = max(int((4 * hidden * 2 / 3) / 64), 1) * 64 if self.gated else 4 * hidden
         return replace(
             self,
             num_layers=depth,
             encoder_num_layers=depth,
+            decoder_num_layers=(self.decoder_num_layers or depth) if is_t5 else None,
             ffn_hidden_size=self.ffn_hidden_size or ffn,
             kv_channels=self.kv_channels or hidden // heads,
             num_query_groups=self.num_query_groups if self.group_query_attention else heads,

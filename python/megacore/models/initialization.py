@@ -106,7 +106,7 @@ def parameter_stream(name: str, seed: int) -> np.random.Generator:
 def _fill(name: str, parameter: Tensor, config: ModelConfig, seed: int, cut: Cut | None) -> None:
     name = name if cut is None else cut.name
     owner, _, kind = name.rpartition(".")
-    is_norm = "layer_norm" in kind or "layernorm" in owner.rpartition(".")[2]
+    is_norm = "layer_norm" in kind or "layernorm" in owner.rpartition(".")[2].replace("_", "")
     is_adapter = is_adapter_name(name)
     if is_adapter and owner.endswith(LINEAR_OUT):
         parameter.zero_()

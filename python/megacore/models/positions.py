@@ -26,8 +26,8 @@ class PositionConfig:
     position_embedding_type: str = flag(
         "--position-embedding-type",
         default="learned_absolute",
-        choices=("learned_absolute", "rope", "none"),
-        help="absolute table, rotary, or nothing",
+        choices=("learned_absolute", "rope", "relative", "none"),
+        help="absolute table, rotary, biases by distance (T5), or nothing",
     )
     use_rotary_position_embeddings: bool = flag(
         "--use-rotary-position-embeddings",

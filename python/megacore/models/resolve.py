@@ -151,6 +151,8 @@ def _activation(config: ModelConfig) -> Activation:
         return "silu"
     if config.squared_relu:
         return "squared_relu"
+    if config.relu:
+        return "relu"
     if config.quick_gelu:
         return "gelu_quick"
     if config.openai_gelu or config.bias_gelu_fusion:

@@ -24,7 +24,13 @@ from torch import Tensor
 
 from megacore.models.config import ModelConfig
 
-VOCABULARY_WEIGHTS = ("embedding.word_embeddings.weight", "output_layer.weight")
+VOCABULARY_WEIGHTS = (
+    "embedding.word_embeddings.weight",
+    "output_layer.weight",
+    "output_layer.bias",
+    "lm_head.output_layer.weight",
+    "lm_head.output_layer.bias",
+)
 
 
 @dataclass(frozen=True)

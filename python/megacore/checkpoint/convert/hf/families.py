@@ -21,22 +21,41 @@ from megacore.checkpoint.convert.hf import (
     qwen2,
     qwen3,
 )
+from megacore.checkpoint.convert.hf.bert import BERT, MEGATRON_BERT
 from megacore.checkpoint.convert.hf.family import Family
+from megacore.checkpoint.convert.hf.t5 import FAMILY as T5
 from megacore.errors import CheckpointError, UsageError
 from megacore.models.config import ModelConfig
 
 # In the order in which a model of another source looks for one that can express it.
 FAMILIES: Mapping[str, Family] = {
-    module.FAMILY.name: module.FAMILY
-    for module in (llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3, phi3, gpt_neox, gpt2)
+    family.name: family
+    for family in (
+        *(
+            module.FAMILY
+            for module in (
+                llama,
+                mistral,
+                qwen2,
+                qwen3,
+                gemma,
+                gemma2,
+                gemma3,
+                phi3,
+                gpt_neox,
+                gpt2,
+            )
+        ),
+        BERT,
+        MEGATRON_BERT,
+        T5,
+    )
 }
 
 NOT_YET = {
     "mixtral": "there is no mixture-of-experts model yet",
     "qwen2_moe": "there is no mixture-of-experts model yet",
     "qwen3_moe": "there is no mixture-of-experts model yet",
-    "bert": "there is no BERT yet",
-    "t5": "there is no T5 yet",
     "mamba": "there is no Mamba yet",
     "mamba2": "there is no Mamba yet",
     "gemma3": "only Gemma 3 without images (gemma3_text) can be converted",

@@ -14,11 +14,22 @@ from megacore.errors import CheckpointError, ConfigError
 from megacore.layers.rotary_scaling import LinearScaling
 from megacore.layers.spec import TransformerSpec
 from megacore.models.config import ModelConfig
-from megacore.models.gpt import GPTModel
 from megacore.models.resolve import transformer_spec
+from megacore.models.select import parameter_shapes
 
 # What of a specification is about training or the way of computing, not about the function.
 _NOT_ARCHITECTURE = {"attention_dropout", "hidden_dropout", "fp32_residual", "scale_by_layer"}
+
+# What a specification of layers does not say about a model.
+_OF_WHOLE_MODEL = (
+    "model_family",
+    "position_embedding_type",
+    "untie_embeddings_and_output_weights",
+    "bert_binary_head",
+    "decoder_num_layers",
+    "lm_head_bias",
+    "scale_tied_output",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +38,12 @@ class Family:
 
     Attributes:
         name: `model_type` in `config.json`.
-        architecture: Class of transformers for text generation, as written.
+        architecture: Class of transformers with all heads, as written.
+        other_architectures: Classes whose files may hold all tensors of that one.
         parts: Parts of `config.json`.
         table: Names and layout of tensors.
+        gated_table: Those of models whose MLP has a gate, where they are others.
+        is_encoder_decoder: As `config.json` says.
         prefix: What names begin with, except in files of the model without its output layer.
         computed: Patterns of names that older files have though they can be computed.
         harmless: Names of values in `config.json` that change nothing, besides the usual ones.
@@ -37,8 +51,11 @@ class Family:
 
     name: str
     architecture: str
+    other_architectures: tuple[str, ...] = ()
     parts: tuple[Part, ...]
     table: Sequence[Row]
+    gated_table: Sequence[Row] | None = None
+    is_encoder_decoder: bool = False
     prefix: str = "model."
     computed: tuple[str, ...] = ("*.rotary_emb.inv_freq",)
     harmless: frozenset[str] = frozenset()
@@ -54,12 +71,12 @@ class Family:
             CheckpointError: Something in it cannot be expressed; all of it is listed.
         """
         found = Values(values, where)
-        found.only("is_encoder_decoder", False)
+        found.only("is_encoder_decoder", self.is_encoder_decoder)
         found.only("add_cross_attention", False)
         names = found.take("architectures", None) or [self.architecture]
         base = self.architecture.replace("ForCausalLM", "Model").replace("LMHeadModel", "Model")
         for name in names if isinstance(names, list) else [names]:
-            if name not in (self.architecture, base):
+            if name not in (self.architecture, base, *self.other_architectures):
                 found.fault(f"architectures: {name!r} cannot be converted, {self.architecture} can")
         if found.take("auto_map", None) is not None:
             found.remarks.append(
@@ -88,6 +105,8 @@ class Family:
         """
         values: Fields = {"model_type": self.name, "architectures": [self.architecture]}
         values["initializer_range"] = config.init_method_std
+        if self.is_encoder_decoder:
+            values["is_encoder_decoder"] = True
         for part in self.parts:
             values |= part.write(config)
         # What a family cannot express is what is different after reading what it wrote.
@@ -109,10 +128,10 @@ class Family:
         Raises:
             CheckpointError: The family has no tensor for one of the model's.
         """
-        model = GPTModel(config, padded_vocab_size=1, device="meta")
-        names = [name for name, _ in model.named_parameters()]
+        names = list(parameter_shapes(config, padded_vocab_size=1))
+        table = self.gated_table if config.gated and self.gated_table else self.table
         try:
-            return rules_for(self.table, names, transformer_spec(config))
+            return rules_for(table, names, transformer_spec(config))
         except KeyError as error:
             raise CheckpointError(
                 f"a {self.name} has no tensor for {error.args[0]} of this model"
@@ -130,9 +149,11 @@ def _differences(wanted: ModelConfig, found: ModelConfig) -> Iterator[str]:
         left, right = getattr(before, entry.name), getattr(after, entry.name)
         if left != right and entry.name not in _NOT_ARCHITECTURE:
             yield f"{entry.name} is {left}, it would become {right}"
-    names = ["position_embedding_type", "untie_embeddings_and_output_weights"]
+    names = [*_OF_WHOLE_MODEL]
     if wanted.position_embedding_type == "learned_absolute":
         names.append("max_position_embeddings")
+    if wanted.position_embedding_type == "relative":
+        names += ["relative_attention_num_buckets", "relative_attention_max_distance"]
     for name in names:
         if getattr(wanted, name) != getattr(found, name):
             yield f"{name} is {getattr(wanted, name)}, it would become {getattr(found, name)}"

@@ -15,16 +15,17 @@ from torch import Tensor
 
 from megacore.layers.spec import TransformerSpec
 
-Kind = Literal["same", "qkv", "stacked_qkv", "halves"]
+Kind = Literal["same", "qkv", "stacked_qkv", "kv", "halves"]
 """How the tensors of a family become the canonical one.
 
 same: one tensor, as it is.
 qkv: three tensors, rows of all query, key and value heads.
 stacked_qkv: the same three below each other in one tensor.
+kv: two tensors, rows of all key and value heads.
 halves: two tensors below each other (the gate of a gated MLP, then the value).
 """
 
-LAYER = "{i}"
+LAYER, LAYER_BEFORE, LAST_LAYER = "{i}", "{i-1}", "{last}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,8 @@ class Row:
 
     Attributes:
         ours: Canonical name; "{i}" is the number of the layer.
-        theirs: Names in the family.
+        theirs: Names in the family; "{i-1}" is the number of the layer before, "{last}" that of
+            the last layer.
         kind: How the tensors become the canonical one.
         transposed: Matrices are stored [in, out] (the Conv1D of GPT-2).
     """
@@ -84,7 +86,7 @@ class Rule:
             parts = [part.t() if part.dim() == 2 else part for part in parts]
         if self.row.kind == "stacked_qkv":
             parts = parts[0].split(self._qkv_rows())
-        if self.row.kind in ("qkv", "stacked_qkv"):
+        if self.row.kind in ("qkv", "stacked_qkv", "kv"):
             return self._grouped(parts)
         return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
@@ -95,6 +97,9 @@ class Rule:
             parts = self._by_kind(tensor)
         if self.row.kind == "stacked_qkv":
             parts = [torch.cat(parts)]
+        if self.row.kind == "kv":
+            heads = tensor.unflatten(0, (self.spec.num_groups, 2, self.spec.head_dim))
+            parts = [part.flatten(0, 1) for part in heads.unbind(1)]
         if self.row.kind == "halves":
             parts = list(tensor.chunk(2))
         if self.row.transposed:
@@ -111,7 +116,7 @@ class Rule:
         return [count * spec.head_dim for count in heads]
 
     def _grouped(self, parts: Sequence[Tensor]) -> Tensor:
-        """Rows of all queries, keys, values to, per group, its queries, its key, its value."""
+        """Rows of all heads of each kind to, per group, its queries, if any, its key, its value."""
         by_group = [part.unflatten(0, (self.spec.num_groups, -1)) for part in parts]
         return torch.cat(by_group, dim=1).flatten(0, 1)
 
@@ -126,7 +131,8 @@ def rules_for(table: Sequence[Row], names: Sequence[str], spec: TransformerSpec)
     """Canonical name -> its rule, for every tensor of a model.
 
     Args:
-        table: Rows of the family; those of tensors that the model does not have are left out.
+        table: Rows of the family; those of tensors that the model does not have are left out, and
+            of two rows for a tensor the later one counts.
         names: Canonical names of the model's tensors.
         spec: The model.
 
@@ -135,10 +141,12 @@ def rules_for(table: Sequence[Row], names: Sequence[str], spec: TransformerSpec)
     """
     found: dict[str, Rule] = {}
     for entry in table:
-        layers: Sequence[int | None] = range(spec.num_layers) if LAYER in entry.ours else [None]
+        layers: Sequence[int | None] = [None]
+        if LAYER in entry.ours:
+            layers = range(_depth(names, entry.ours.partition(LAYER)[0]))
         for layer in layers:
-            ours = _filled(entry.ours, layer)
-            theirs = tuple(_filled(name, layer) for name in entry.theirs)
+            ours = _filled(entry.ours, layer, spec)
+            theirs = tuple(_filled(name, layer, spec) for name in entry.theirs)
             found[ours] = Rule(ours=ours, theirs=theirs, row=entry, spec=spec)
     missing = [name for name in names if name not in found]
     if missing:
@@ -146,5 +154,14 @@ def rules_for(table: Sequence[Row], names: Sequence[str], spec: TransformerSpec)
     return {name: found[name] for name in names}
 
 
-def _filled(name: str, layer: int | None) -> str:
-    return name if layer is None else name.replace(LAYER, str(layer))
+def _depth(names: Sequence[str], stack: str) -> int:
+    """Layers of a stack, whose names begin with `stack` and the number."""
+    numbers = (name[len(stack) :].partition(".")[0] for name in names if name.startswith(stack))
+    return max((int(number) + 1 for number in numbers), default=0)
+
+
+def _filled(name: str, layer: int | None, spec: TransformerSpec) -> str:
+    name = name.replace(LAST_LAYER, str(spec.num_layers - 1))
+    if layer is None:
+        return name
+    return name.replace(LAYER, str(layer)).replace(LAYER_BEFORE, str(layer - 1))

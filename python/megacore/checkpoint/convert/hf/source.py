@@ -23,7 +23,7 @@ from megacore.checkpoint.convert.model_stream import (
 from megacore.checkpoint.convert.tokenizer_files import of_directory
 from megacore.errors import CheckpointError
 from megacore.models.config import ModelConfig
-from megacore.models.gpt import GPTModel
+from megacore.models.select import parameter_shapes
 
 GENERATION = "generation_config.json"
 _MAX_FAULTS_SHOWN = 100
@@ -108,7 +108,8 @@ class HuggingFaceSource:
     def _reason(self, name: str) -> str:
         if self._family.is_computed(name):
             return "can be computed"
-        outputs = [row.theirs[0] for row in self._family.table if row.ours == "output_layer.weight"]
+        table = self._family.table
+        outputs = [row.theirs[0] for row in table if row.ours.endswith("output_layer.weight")]
         if name in outputs and not self.description.config.untie_embeddings_and_output_weights:
             return "the output layer is the word embedding (tie_word_embeddings)"
         return ""
@@ -141,8 +142,7 @@ class HuggingFaceSource:
 
 
 def _shapes(config: ModelConfig, rows: int) -> dict[str, tuple[int, ...]]:
-    model = GPTModel(config, padded_vocab_size=1, device="meta")
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    shapes = parameter_shapes(config, padded_vocab_size=1)
     for name in VOCABULARY_WEIGHTS:
         if name in shapes:
             shapes[name] = (rows, *shapes[name][1:])
