@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from megacore.checkpoint.chunks import Index, Region, tiling_fault
 from megacore.checkpoint.common_file import common_of
 from megacore.checkpoint.content import Chunk, Content, spread
 from megacore.checkpoint.manifest import FileRecord, Manifest, SpanRecord, digest_of
+from megacore.checkpoint.output import BlockOutput
 from megacore.checkpoint.sharded_keys import single_key, stacked_key
 from megacore.checkpoint.torch_files import TorchFileStream, write_torch_file
 from megacore.checkpoint.torch_files.dcp import (
@@ -33,15 +32,11 @@ from megacore.checkpoint.torch_files.dcp import (
     TensorEntry,
     write_dcp_metadata,
 )
-from megacore.durable import CHUNK_BYTES, created, sync_directory, write_all, write_file
+from megacore.durable import created, sync_directory, write_file
 from megacore.errors import CheckpointError
 
 # A process with at least this many bytes writes two files at a time.
 _TWO_FILES_BYTES = 8 << 20
-# Pieces that are smaller than this are written together.
-_SMALL_BYTES = 1 << 16
-# Bytes after which the device is told to begin.
-_ON_ITS_WAY_BYTES = 32 << 20
 # Spans begin at multiples of this, so that tensors can be used where they lie in a mapped file.
 _ALIGNMENT = 64
 
@@ -118,8 +113,7 @@ def write_chunks(
 def _write_file(path: Path, chunks: Sequence[Chunk], stacks: Mapping[str, int]) -> list[list[Any]]:
     rows: list[list[Any]] = []
     start = 0
-    with created(path) as descriptor:
-        output = _Output(descriptor)
+    with created(path) as descriptor, BlockOutput(descriptor) as output:
         for chunk in chunks:
             key, shape, offsets, data = _stored(chunk, stacks)
             stream = TorchFileStream(data)
@@ -137,48 +131,7 @@ def _write_file(path: Path, chunks: Sequence[Chunk], stacks: Mapping[str, int]) 
             )
             rows.append([record.values(), shape, list(data.shape), _name(chunk), stream.num_bytes])
             start += record.length
-        output.flush()
     return rows
-
-
-class _Output:
-    """Brings small pieces together, so that each system call writes much.
-
-    Args:
-        descriptor: File to write to.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._pending = bytearray()
-        self._written = self._on_its_way = 0
-
-    def write(self, piece: bytes | memoryview) -> None:
-        """Writes a piece, at once when it is large."""
-        if len(piece) < _SMALL_BYTES:
-            self._pending += piece
-            if len(self._pending) < CHUNK_BYTES:
-                return
-            piece = b""
-        self.flush()
-        self._write(memoryview(piece))
-
-    def flush(self) -> None:
-        """Writes what is left."""
-        self._write(memoryview(self._pending))
-        self._pending = bytearray()
-
-    def _write(self, data: memoryview) -> None:
-        write_all(self._descriptor, data)
-        self._written += len(data)
-        size = self._written - self._on_its_way
-        if size >= _ON_ITS_WAY_BYTES:
-            # Pages that are to be given up are written to the device first: it works while the
-            # next ones are made, and the flush in the end finds little left to do.
-            # It is a hint: a file system that does not take it loses nothing.
-            with suppress(OSError):
-                os.posix_fadvise(self._descriptor, self._on_its_way, size, os.POSIX_FADV_DONTNEED)
-            self._on_its_way = self._written
 
 
 def _stored(chunk: Chunk, stacks: Mapping[str, int]) -> tuple[str, Index, Index, torch.Tensor]:
