@@ -70,6 +70,7 @@ std::vector<std::string> cpu_features() {
     if (__builtin_cpu_supports("avx512bw")) found.emplace_back("avx512bw");
     if (__builtin_cpu_supports("avx512vnni")) found.emplace_back("avx512_vnni");
     if (__builtin_cpu_supports("avx512bf16")) found.emplace_back("avx512_bf16");
+    if (__builtin_cpu_supports("avx512fp16")) found.emplace_back("avx512_fp16");
 #endif
     return found;
 }

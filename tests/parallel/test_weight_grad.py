@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megacore.parallel.weight_grad import WeightGradStore, linear, weight_gradient
+from megacore.ops.linear import weight_product
+from megacore.parallel.weight_grad import WeightGradStore, linear
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 SHAPE = (3, 5, 7)  # [..., in], to 11 outputs
@@ -143,4 +144,4 @@ def test_a_failed_backward_pass_ends_deferring() -> None:
 def test_weight_gradient_in_float64() -> None:
     x, _, _, dy = tensors(torch.float64)
     wanted = torch.einsum("bsi,bso->oi", x.detach(), dy)
-    assert torch.equal(weight_gradient(x.detach(), dy), wanted)
+    assert torch.equal(weight_product(x.detach(), dy), wanted)

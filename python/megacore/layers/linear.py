@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megacore.layers.norm import normalize
 from megacore.layers.spec import TransformerSpec
+from megacore.ops.linear import linear
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -42,7 +42,7 @@ class Linear(nn.Module):
             self.bias = nn.Parameter(torch.empty(out_size, dtype=dtype, device=device))
         else:
             self.register_parameter("bias", None)
-        self.product: Product = F.linear
+        self.product: Product = linear
         self.adapter: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megacore.layers.embedding import Embedding
 from megacore.layers.linear import Product
 from megacore.layers.spec import TransformerSpec
 from megacore.layers.transformer import TransformerBlock
+from megacore.ops.linear import linear, shared_linear
 
 
 class OutputLayer(nn.Module):
@@ -35,7 +35,7 @@ class OutputLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.tied = tied
-        self.product: Product = F.linear
+        self.product: Product = shared_linear if tied else linear
         self.weight: nn.Parameter | None
         self.bias: nn.Parameter | None
         if tied:

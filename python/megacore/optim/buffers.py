@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from megacore.ops.linear import GradientSum
 from megacore.optim.groups import GroupKey, TrainedParam
 from megacore.parallel.groups import Group
 
@@ -193,11 +194,14 @@ class Bucket:
         for param, view in zip(self.params, self._grad_views, strict=True):
             param.param.grad = view if self.grad_is_leaf else None
 
-    def watch_gradients(self, *, notify: Callable[[nn.Parameter], None] | None) -> None:
+    def watch_gradients(
+        self, *, notify: Callable[[nn.Parameter], None] | None, fused: bool = True
+    ) -> None:
         """Makes autograd add to the sums, which are `main_grad` of the parameters too.
 
         Args:
             notify: Called with a parameter whose gradient was added.
+            fused: Products add to the sums, too, without a gradient of their own.
         """
 
         def accumulate(leaf: Tensor) -> None:
@@ -210,6 +214,8 @@ class Bucket:
 
         for param, view in zip(self.parameters, self._grad_views, strict=True):
             setattr(param, MAIN_GRAD, view)
+            if fused:
+                GradientSum(view, notify).attach(param)
             if notify is not None or not self.grad_is_leaf:
                 param.register_post_accumulate_grad_hook(accumulate)
 

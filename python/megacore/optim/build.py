@@ -93,7 +93,13 @@ def build_optimizer(
         )
     else:
         reductions = _reductions(
-            models, by_chunk, groups, data, parallel, average=average_gradients
+            models,
+            by_chunk,
+            groups,
+            data,
+            parallel,
+            average=average_gradients,
+            fused=precision.gradient_accumulation_fusion,
         )
     return Optimizer(
         [bucket for chunk in by_chunk for bucket in chunk],
@@ -145,13 +151,14 @@ def _reductions(
     parallel: ParallelConfig,
     *,
     average: bool,
+    fused: bool,
 ) -> Reductions:
     """What is exchanged when every process has all gradients and parameters."""
     buckets = [bucket for chunk in by_chunk for bucket in chunk]
     gradients = _gradient_sync(by_chunk, data, parallel, average=average)
     notify = gradients.added if gradients.overlap else None
     for bucket in buckets:
-        bucket.watch_gradients(notify=notify)
+        bucket.watch_gradients(notify=notify, fused=fused)
     overlap_gather = parallel.overlap_param_gather and data.shard.size > 1
     parameters = _parameter_sync(models, by_chunk, data, overlap=overlap_gather)
     return Reductions(

@@ -226,6 +226,12 @@ class PrecisionConfig:
         default=False,
         help="sum and reduce gradients of --fp16 in fp32 too, as those of --bf16 always are",
     )
+    gradient_accumulation_fusion: bool = flag(
+        "--no-gradient-accumulation-fusion",
+        default=True,
+        help="make a gradient of each product with a weight, rounded to its dtype, and add that to "
+        "the sums, instead of adding the product itself",
+    )
     fp16_lm_cross_entropy: bool = flag(
         "--fp16-lm-cross-entropy", default=False, help="CE in half; needs --fp16"
     )

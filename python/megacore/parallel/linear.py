@@ -20,9 +20,14 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from megacore.ops.linear import (
+    bias_gradient,
+    forward_product,
+    input_product,
+    weight_gradient,
+)
 from megacore.parallel.collectives import (
     Pending,
     start_all_gather,
@@ -32,7 +37,7 @@ from megacore.parallel.collectives import (
 from megacore.parallel.config import ParallelConfig
 from megacore.parallel.groups import Group
 from megacore.parallel.pieces import SEQUENCE, gather_product, product_scatter
-from megacore.parallel.weight_grad import WeightGradStore, weight_gradient
+from megacore.parallel.weight_grad import LateProduct, WeightGradStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +89,14 @@ class SplitProduct:
         sequence: The sequence is split outside of the pairs of layers.
         overlap: What runs beside what.
         store: Where weight gradients are left for later while it is deferring.
+        shared: The weight is used elsewhere too, as a tied embedding is.
     """
 
     group: Group
     sequence: bool
     overlap: Overlap = OVERLAP
     store: WeightGradStore | None = None
+    shared: bool = False
 
     @property
     def is_deferring(self) -> bool:
@@ -99,7 +106,7 @@ class SplitProduct:
     def defer(self, weight: Tensor, x: Pending, dy: Pending) -> None:
         """Leave the gradient of `weight` for later; `x` and `dy` are asked for only then."""
         assert self.store is not None
-        self.store.defer(weight, lambda: weight_gradient(x(), dy()))
+        self.store.defer(weight, LateProduct(x, dy))
 
 
 class ColumnProduct(SplitProduct):
@@ -136,13 +143,13 @@ class _Column(torch.autograd.Function):
         ctx.save_for_backward(x)
         ctx.weight, ctx.split = weight, split
         if not split.sequence:
-            return F.linear(x, weight, bias)
+            return forward_product(x, weight, bias)
         if split.overlap.gather_pieces:
             y, _ = gather_product(
-                x, split.group, lambda part: F.linear(part, weight, bias), keep=False
+                x, split.group, lambda part: forward_product(part, weight, bias), keep=False
             )
             return y
-        return F.linear(start_all_gather(x, split.group, SEQUENCE)(), weight, bias)
+        return forward_product(start_all_gather(x, split.group, SEQUENCE)(), weight, bias)
 
     @staticmethod
     def backward(
@@ -160,16 +167,20 @@ class _Column(torch.autograd.Function):
             whole = _started(start_all_gather(x, group, SEQUENCE), overlap.gather_input)
         dx: Pending | None = None
         if need_x and split.sequence and overlap.scatter_grad_pieces:
-            dx = partial(_same, product_scatter(dy, group, lambda part: part.matmul(weight)))
+            dx = partial(
+                _same, product_scatter(dy, group, lambda part: input_product(part, weight))
+            )
         elif need_x:
-            product = dy.matmul(weight)
+            product = input_product(dy, weight)
             if split.sequence:
                 dx = start_reduce_scatter(product, group, SEQUENCE)
             else:
                 dx = start_all_reduce(product, group)
             dx = _started(dx, overlap.reduce_input_grad)
-        dweight = weight_gradient(whole(), dy) if need_weight and not later else None
-        dbias = dy.flatten(0, -2).sum(0) if need_bias else None
+        dweight = None
+        if need_weight and not later:
+            dweight = weight_gradient(weight, whole(), dy, announce=not split.shared)
+        dbias = bias_gradient(dy) if need_bias else None
         return dx() if dx else None, dweight, dbias, None
 
 
@@ -182,11 +193,11 @@ class _Row(torch.autograd.Function):
         ctx.weight, ctx.split = weight, split
         group = split.group
         if split.sequence and split.overlap.scatter_pieces:
-            y = product_scatter(x, group, lambda part: F.linear(part, weight))
+            y = product_scatter(x, group, lambda part: forward_product(part, weight))
         elif split.sequence:
-            y = start_reduce_scatter(F.linear(x, weight), group, SEQUENCE)()
+            y = start_reduce_scatter(forward_product(x, weight), group, SEQUENCE)()
         else:
-            y = start_all_reduce(F.linear(x, weight), group)()
+            y = start_all_reduce(forward_product(x, weight), group)()
         return y if bias is None else y.add_(bias)
 
     @staticmethod
@@ -200,17 +211,19 @@ class _Row(torch.autograd.Function):
             split.defer(weight, partial(_same, x.detach()), partial(_gathered, dy, split))
         need_weight = need_weight and not later
         # Of this process's tokens only, where the sequence is split.
-        dbias = dy.flatten(0, -2).sum(0) if need_bias else None
+        dbias = bias_gradient(dy) if need_bias else None
         dx: Tensor | None = None
         if split.sequence and split.overlap.gather_pieces and need_x:
             dx, whole = gather_product(
-                dy, split.group, lambda part: part.matmul(weight), keep=need_weight
+                dy, split.group, lambda part: input_product(part, weight), keep=need_weight
             )
         else:
             whole = _gathered(dy, split) if need_x or need_weight else None
             if need_x and whole is not None:
-                dx = whole.matmul(weight)
-        dweight = weight_gradient(x, whole) if need_weight and whole is not None else None
+                dx = input_product(whole, weight)
+        dweight = None
+        if need_weight and whole is not None:
+            dweight = weight_gradient(weight, x, whole, announce=not split.shared)
         return dx, dweight, dbias, None
 
 

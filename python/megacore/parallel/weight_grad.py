@@ -12,14 +12,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from megacore.ops.linear import (
+    add_weight_product,
+    bias_gradient,
+    forward_product,
+    input_product,
+    sum_of,
+    weight_gradient,
+    weight_product,
+)
+
 Ready = Callable[[torch.nn.Parameter], None]
+
+
+@dataclass(frozen=True)
+class LateProduct:
+    """The gradient of the weight of y = x W^T, of operands that are asked for only then.
+
+    Attributes:
+        x: Gives [..., in].
+        dy: Gives [..., out], the gradient of y.
+    """
+
+    x: Callable[[], Tensor]
+    dy: Callable[[], Tensor]
+
+    def __call__(self) -> Tensor:
+        """The gradient [out, in], a new tensor."""
+        return weight_product(self.x(), self.dy())
 
 
 class WeightGradStore:
@@ -78,7 +105,7 @@ class WeightGradStore:
             dy: [..., out], the gradient of y.
         """
         # Detached: what made `x` would stay alive with it.
-        self.defer(weight, partial(weight_gradient, x.detach(), dy))
+        self.defer(weight, LateProduct(partial(_same, x.detach()), partial(_same, dy)))
 
     @torch.no_grad()
     def run(self, stage: int, microbatch: int) -> None:
@@ -102,36 +129,29 @@ class WeightGradStore:
         self._left.clear()
 
 
-def weight_gradient(x: Tensor, dy: Tensor) -> Tensor:
-    """Gradient [out, in] of the weight of y = x W^T.
-
-    Args:
-        x: [..., in].
-        dy: [..., out], the gradient of y.
-    """
-    return dy.reshape(-1, dy.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
-
-
 def accumulate(weight: Tensor, compute: Callable[[], Tensor]) -> None:
     """Adds a gradient to the sum of a parameter: its `main_grad` if it has one, else its `grad`.
 
     Args:
         weight: The parameter.
-        compute: Returns the gradient, a new tensor; or is a `partial` of `weight_gradient`, whose
-            product is then added without a temporary tensor where the dtypes allow it.
+        compute: Returns the gradient, a new tensor; the product of a `LateProduct` is added without
+            one where the parameter has a sum for that.
     """
+    fused = sum_of(weight)
+    if fused is not None and isinstance(compute, LateProduct):
+        add_weight_product(fused.total, compute.x(), compute.dy())
+        return
     total: Tensor | None = getattr(weight, "main_grad", None)
     if total is None:
         total = weight.grad
     if total is None:
         weight.grad = compute()
-        return
-    if isinstance(compute, partial) and compute.func is weight_gradient:
-        x, dy = compute.args
-        if x.dtype == dy.dtype == total.dtype:
-            total.addmm_(dy.reshape(-1, dy.shape[-1]).t(), x.reshape(-1, x.shape[-1]))
-            return
-    total.add_(compute())
+    else:
+        total.add_(compute())
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 class _DeferredLinear(torch.autograd.Function):
@@ -142,20 +162,20 @@ class _DeferredLinear(torch.autograd.Function):
         ctx.save_for_backward(x)
         # Not saved: recompute would give back a copy, whose gradient nobody looks at.
         ctx.weight, ctx.store = weight, store
-        return F.linear(x, weight, bias)
+        return forward_product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (x,), weight = ctx.saved_tensors, ctx.weight
-        dx = dy @ weight if ctx.needs_input_grad[0] else None
+        dx = input_product(dy, weight) if ctx.needs_input_grad[0] else None
         dweight = dbias = None
         if ctx.needs_input_grad[2]:
-            dbias = dy.reshape(-1, dy.shape[-1]).sum(0)
+            dbias = bias_gradient(dy)
         if ctx.needs_input_grad[1]:
             if ctx.store.is_deferring:
                 ctx.store.push(weight, x, dy)
             else:
-                dweight = weight_gradient(x, dy)
+                dweight = weight_gradient(weight, x, dy)
         return dx, dweight, dbias, None
 
 

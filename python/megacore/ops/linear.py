@@ -1,0 +1,151 @@
+"""The products of a linear layer, and its gradient of the weight added straight into a sum.
+
+y = x W^T + b has three products: itself, dx = dy W and dW = dy^T x. Whoever keeps sums of gradients
+(the optimizer, in float32) hangs a `GradientSum` on a parameter; the third product is then added
+to that without a gradient of its own, which would be written, rounded, read and added.
+
+Source: Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models" (2022);
+Megatron-LM's gradient accumulation fusion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megacore.ops.gemm import is_native, matmul, matmul_add_
+
+_ATTRIBUTE = "gradient_sum"
+
+
+@dataclass(frozen=True)
+class GradientSum:
+    """Where gradients of a parameter are added up.
+
+    Attributes:
+        total: The sum, in the shape of the parameter.
+        added: Called with the parameter when a gradient was added by someone other than autograd,
+            which calls its hooks; or None.
+    """
+
+    total: Tensor
+    added: Callable[[torch.nn.Parameter], None] | None
+
+    def attach(self, param: torch.nn.Parameter) -> None:
+        """Makes products add to it."""
+        setattr(param, _ATTRIBUTE, self)
+
+
+def sum_of(weight: Tensor) -> GradientSum | None:
+    """What products for the gradient of a weight add to, if anything."""
+    found: GradientSum | None = getattr(weight, _ATTRIBUTE, None)
+    return found
+
+
+def forward_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b: [..., out] of `x` [..., in], `weight` [out, in] and `bias` [out] or None.
+
+    No gradient is recorded for products of a library.
+    """
+    if _takes(x):
+        rows = x.reshape(-1, x.shape[-1])
+        return matmul(rows, weight.t(), bias=bias).view(*x.shape[:-1], weight.shape[0])
+    return F.linear(x, weight, bias)
+
+
+def input_product(dy: Tensor, weight: Tensor) -> Tensor:
+    """dy W, the gradient of x: [..., in] of `dy` [..., out] and `weight` [out, in]."""
+    if _takes(dy):
+        rows = _rows(dy)
+        return matmul(rows, weight).view(*dy.shape[:-1], weight.shape[1])
+    return dy.matmul(weight)
+
+
+def weight_product(x: Tensor, dy: Tensor) -> Tensor:
+    """dy^T x, the gradient of W: [out, in] of `x` [..., in] and `dy` [..., out]."""
+    rows, outs = _rows(x), _rows(dy)
+    return matmul(outs.t(), rows) if _takes(x) else outs.t() @ rows
+
+
+def add_weight_product(total: Tensor, x: Tensor, dy: Tensor) -> None:
+    """Adds dy^T x to `total` [out, in], for `x` [..., in] and `dy` [..., out]."""
+    matmul_add_(total, _rows(dy).t(), _rows(x))
+
+
+def weight_gradient(
+    weight: Tensor, x: Tensor, dy: Tensor, *, announce: bool = True
+) -> Tensor | None:
+    """The gradient of W for autograd, or None when it was added to the parameter's sum.
+
+    Args:
+        weight: The parameter [out, in].
+        x: [..., in].
+        dy: [..., out], the gradient of y.
+        announce: No other gradient of the parameter goes through autograd, whose hook would tell
+            that it is complete.
+    """
+    grads = sum_of(weight)
+    if grads is None:
+        return weight_product(x, dy)
+    add_weight_product(grads.total, x, dy)
+    if announce and grads.added is not None and isinstance(weight, torch.nn.Parameter):
+        grads.added(weight)
+    return None
+
+
+def bias_gradient(dy: Tensor) -> Tensor:
+    """The gradient of b: [out] of `dy` [..., out]."""
+    return dy.flatten(0, -2).sum(0)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """y = x W^T + b: [..., out] of `x` [..., in], `weight` [out, in], `bias` [out] or None."""
+    return _Linear.apply(x, weight, bias, True)
+
+
+def shared_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`linear` with a weight that is used elsewhere too, as a tied embedding is."""
+    return _Linear.apply(x, weight, bias, False)
+
+
+def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`linear` in plain PyTorch, in float32 or the wider dtype of x."""
+    if x.dtype == torch.float64:
+        return F.linear(x, weight, bias)
+    wide_bias = None if bias is None else bias.float()
+    return F.linear(x.float(), weight.float(), wide_bias).to(x.dtype)
+
+
+def _takes(x: Tensor) -> bool:
+    # In float32 PyTorch runs the same library.
+    return x.dtype in (torch.bfloat16, torch.float16) and is_native(x.dtype, x.device.type)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[..., n] as [M, n], with a stride of 1 in one dimension."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if 1 in rows.stride() else rows.contiguous()
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, announce: bool) -> Tensor:
+        ctx.save_for_backward(x)
+        # Not saved: recompute would give back a copy, whose sum nobody looks at.
+        ctx.weight, ctx.announce = weight, announce
+        return forward_product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (x,), weight, dy = ctx.saved_tensors, ctx.weight, grads[0]
+        need_x, need_weight, need_bias, _ = ctx.needs_input_grad
+        dx = input_product(dy, weight) if need_x else None
+        dweight = None
+        if need_weight:
+            dweight = weight_gradient(weight, x, dy, announce=ctx.announce)
+        return dx, dweight, bias_gradient(dy) if need_bias else None, None
