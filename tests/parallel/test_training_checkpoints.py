@@ -159,3 +159,17 @@ def test_random_states_are_those_of_the_same_place(
     run(world, before, f"--save {tmp_path} --save-interval 2 --exit-interval 2", "float64")
     resumed = run(world, "dp2-tp2", f"--load {tmp_path}", "float64")
     assert ("another layout of processes" in resumed[0].printed) != kept
+
+
+@pytest.mark.parametrize("layout", ["tp2-dp2", "cp2-dp2-sharded"])
+def test_reading_for_each_other_gives_what_reading_alone_does(
+    world: WorkerPools, tmp_path: Path, layout: str
+) -> None:
+    """A process that did not get what another one read would go on with its initial weights."""
+    run(world, "single", f"--save {tmp_path} --save-interval 3 --exit-interval 3", "float64")
+    alone = run(world, layout, f"--load {tmp_path}", "float64")
+    flags = f"--load {tmp_path} --ckpt-fully-parallel-load"
+    shared = run(world, layout, flags, "float64")
+    for one, other in zip(alone, shared, strict=True):
+        for name, (_, weight) in one.weights.items():
+            assert torch.equal(weight, other.weights[name][1]), name

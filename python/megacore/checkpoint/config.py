@@ -89,6 +89,11 @@ class CheckpointConfig:
         default=True,
         help="let the first of the data-parallel processes write what all of them have",
     )
+    ckpt_fully_parallel_load: bool = flag(
+        "--ckpt-fully-parallel-load",
+        default=False,
+        help="read what several data-parallel processes need once, and hand it round among them",
+    )
     dist_ckpt_strictness: str = flag(
         "--dist-ckpt-strictness",
         default="assume_ok_unexpected",

@@ -166,6 +166,7 @@ class Checkpoint:
         others: Collection[str] = (),
         ignore: Sequence[str] = (),
         strictness: Strictness = STRICT,
+        reads: Collection[int] | None = None,
     ) -> list[str]:
         """Copies exactly what is asked for, from wherever it is stored, into tensors.
 
@@ -178,6 +179,7 @@ class Checkpoint:
             others: Stored tensors that may have no target: other processes of this run have them.
             ignore: Beginnings of stored names that may have no target.
             strictness: What is done about tensors that only one side has.
+            reads: Indices of the parts to fill now, by default all; others are only checked.
 
         Returns:
             Notes for the log: tensors that were converted, resized or left out.
@@ -192,7 +194,10 @@ class Checkpoint:
         fit.unexpected(found, {part.layout.name for part in parts}.union(others), tuple(ignore))
         fit.check(f"{self.path}: the {group} state")
         self._reader.run(
-            copy for part, stored in matched if stored is not None for copy in _copies(stored, part)
+            copy
+            for i, (part, stored) in enumerate(matched)
+            if stored is not None and (reads is None or i in reads)
+            for copy in _copies(stored, part)
         )
         return fit.notes
 

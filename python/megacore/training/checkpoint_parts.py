@@ -6,9 +6,8 @@ among them, and with a sharded optimizer each writes the ranges that it owns.
 
 from __future__ import annotations
 
-import heapq
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +24,7 @@ from megacore.parallel.layout import ParamLayout
 from megacore.parallel.random_streams import RandomStream
 from megacore.training.agreement import gathered_texts
 from megacore.training.learner import Learner
+from megacore.training.shared_reading import SharedReading, owners
 
 MODEL, OPTIMIZER, RNG = "model", "optimizer", "rng"
 _STREAM = "tensor_parallel."
@@ -73,9 +73,11 @@ def model_parts(learner: Learner, groups: ParallelGroups, *, spread: bool = True
         for name, parameter in learner.model.named_parameters()
         if _is_writer(layouts[name], groups) and (not base_is_kept or is_adapter_name(name))
     ]
-    mine = dealt([parameter.numel() for _, parameter in named], groups.dp_cp, spread=spread)
+    dealt = owners([parameter.numel() for _, parameter in named], groups.dp_cp, spread=spread)
     return [
-        Part(layout, parameter) for (layout, parameter), own in zip(named, mine, strict=True) if own
+        Part(layout, parameter)
+        for (layout, parameter), owner in zip(named, dealt, strict=True)
+        if owner == groups.dp_cp.rank
     ]
 
 
@@ -83,8 +85,13 @@ def optimizer_parts(learner: Learner, groups: ParallelGroups, *, spread: bool = 
     """The ranges of the optimizer state that this process writes; arguments as `model_parts`."""
     pieces = [p for p in learner.optimizer.state_pieces() if _is_writer(p.layout, groups)]
     sizes = [piece.data.numel() for piece in pieces]
-    mine = dealt(sizes, learner.optimizer.replicas, spread=spread)
-    return [Part(p.layout, p.data, p.start) for p, own in zip(pieces, mine, strict=True) if own]
+    replicas = learner.optimizer.replicas
+    dealt = owners(sizes, replicas, spread=spread)
+    return [
+        Part(p.layout, p.data, p.start)
+        for p, owner in zip(pieces, dealt, strict=True)
+        if owner == replicas.rank
+    ]
 
 
 def _is_writer(layout: ParamLayout, groups: ParallelGroups) -> bool:
@@ -92,24 +99,17 @@ def _is_writer(layout: ParamLayout, groups: ParallelGroups) -> bool:
     return not layout.is_copy and (layout.is_sharded or groups.tp.is_first)
 
 
-def dealt(sizes: Sequence[int], group: Group, *, spread: bool = True) -> list[bool]:
-    """Deals things that all members of a group have out among them, about equally by size.
+@dataclass(frozen=True)
+class Loaded:
+    """What reading a group of tensors gave.
 
-    Args:
-        sizes: Size of each thing, the same everywhere.
-        group: Who takes part.
-        spread: Deal; otherwise the first member gets everything.
-
-    Returns:
-        For each thing whether it is this process's.
+    Attributes:
+        notes: For the log.
+        shared: Hands round what was read for others, once all processes have read their share.
     """
-    loads = [(0, member) for member in range(group.size if spread else 1)]
-    mine = []
-    for size in sizes:
-        load, member = loads[0]
-        heapq.heapreplace(loads, (load + size, member))
-        mine.append(member == group.rank)
-    return mine
+
+    notes: list[str]
+    shared: SharedReading | None
 
 
 def load_model(
@@ -121,8 +121,20 @@ def load_model(
     vocabulary: VocabularyRows | None,
     strictness: Strictness,
     adapters: bool = False,
-) -> list[str]:
-    """Fills the adapters of this process, or all its other parameters; notes for the log."""
+    share: Group | None = None,
+) -> Loaded:
+    """Fills the adapters of this process, or all its other parameters.
+
+    Args:
+        checkpoint: Has them.
+        learner: Whose model it is.
+        writers: All processes of the run.
+        cast: As `Checkpoint.fill`.
+        vocabulary: As `Checkpoint.fill`.
+        strictness: As `Checkpoint.fill`.
+        adapters: Fill the adapters.
+        share: Processes with the same parameters, to read each of them once.
+    """
     learner.optimizer.finish_params()
     layouts = learner.model.layouts
     targets = {
@@ -130,7 +142,8 @@ def load_model(
         for name, parameter in learner.model.named_parameters()
         if is_adapter_name(name) == adapters
     }
-    return checkpoint.load_into(
+    shared = SharedReading(list(targets.values()), share) if share else None
+    notes = checkpoint.load_into(
         MODEL,
         targets,
         layouts=layouts,
@@ -138,7 +151,9 @@ def load_model(
         vocabulary=vocabulary,
         others=_known({layouts[name].name for name in targets}, writers),
         strictness=strictness,
+        reads=shared.reads if shared else None,
     )
+    return Loaded(notes, shared)
 
 
 def load_optimizer(
@@ -148,21 +163,35 @@ def load_optimizer(
     *,
     vocabulary: VocabularyRows | None,
     strictness: Strictness,
-) -> list[str]:
-    """Fills the optimizer state of this process, after its parameters; notes for the log.
+    share: bool = False,
+) -> Loaded:
+    """Fills the optimizer state of this process, after its parameters.
 
     Each process reads the ranges that it owns, and nothing else.
+
+    Args:
+        checkpoint: Has it.
+        learner: Whose optimizer it is.
+        writers: All processes of the run.
+        vocabulary: As `Checkpoint.fill`.
+        strictness: As `Checkpoint.fill`.
+        share: Processes that own the same ranges read each of them once.
     """
     # Main parameters that the checkpoint lacks (rows of a larger vocabulary) are the model's.
     learner.optimizer.refresh_main_params()
     pieces = list(learner.optimizer.state_pieces())
-    return checkpoint.fill(
+    shared = None
+    if share:
+        shared = SharedReading([p.data for p in pieces], learner.optimizer.replicas)
+    notes = checkpoint.fill(
         OPTIMIZER,
         [Part(piece.layout, piece.data, piece.start) for piece in pieces],
         vocabulary=vocabulary,
         others=_known({piece.layout.name for piece in pieces}, writers),
         strictness=strictness,
+        reads=shared.reads if shared else None,
     )
+    return Loaded(notes, shared)
 
 
 def _known(own: Collection[str], writers: GroupWriters) -> set[str]:

@@ -25,6 +25,7 @@ from megacore.training.checkpoint_parts import (
     OPTIMIZER,
     RNG,
     GroupWriters,
+    Loaded,
     gather_rng_of,
     load_model,
     load_optimizer,
@@ -175,6 +176,11 @@ class Checkpoints:
             "scheduler": learner.scheduler.state_values(),
             "environment": environment(self._device),
         }
+        if learner.fp8 is not None:
+            parts_of_all = GroupWriters(groups.world, self._device).exchange(
+                learner.fp8.state_values()
+            )
+            values["fp8"] = {name: value for part in parts_of_all for name, value in part.items()}
         has_optimizer, has_rng = not self._config.no_save_optim, not self._config.no_save_rng
         if has_optimizer:
             values[OPTIMIZER] = learner.optimizer.state_values()
@@ -292,6 +298,13 @@ class Resume:
         together(self._writers, lambda: results.append(work()))
         return results[0]
 
+    def _read(self, work: Callable[[], Loaded]) -> list[str]:
+        """Notes of reading tensors, once every process has all of its own."""
+        loaded = self._together(work)
+        if loaded.shared is not None:
+            loaded.shared.hand_round()
+        return loaded.notes
+
     def _stored_arguments(self) -> dict[str, Any]:
         """The settings of the run that wrote the checkpoint; other programs may not say them."""
         checkpoint = self._checkpoint
@@ -329,7 +342,8 @@ class Resume:
         plan, checkpoint = self._plan, self._checkpoint
         vocabulary = self._vocabulary(vocab_size)
         cast = not plan.load_optimizer
-        notes = self._together(
+        share = self._groups.dp_cp if self._run.checkpoint.ckpt_fully_parallel_load else None
+        notes = self._read(
             lambda: load_model(
                 checkpoint,
                 learner,
@@ -338,6 +352,7 @@ class Resume:
                 vocabulary=vocabulary,
                 strictness=self._strictness,
                 adapters=self._of_adapters,
+                share=share,
             )
         )
         used_schedule: dict[str, object] = {}
@@ -352,6 +367,9 @@ class Resume:
             used_schedule = {d.name: d.used for d in differences}
         else:
             learner.optimizer.refresh_main_params()
+        if learner.fp8 is not None and not plan.weights_only:
+            stored = checkpoint.values.get("fp8")
+            notes += learner.fp8.load_state(stored if isinstance(stored, Mapping) else {})
         for note in notes:
             self._screen.line(f"  {note}")
         self._report_differences(used_schedule, device)
@@ -370,13 +388,14 @@ class Resume:
                 f"{checkpoint.path}: holds no optimizer state (saved with --no-save-optim); "
                 "pass --no-load-optim to start with a fresh one"
             )
-        notes = self._together(
+        notes = self._read(
             lambda: load_optimizer(
                 checkpoint,
                 learner,
                 self._writers,
                 vocabulary=vocabulary,
                 strictness=self._strictness,
+                share=self._run.checkpoint.ckpt_fully_parallel_load,
             )
         )
         learner.optimizer.load_values(_mapping(checkpoint, OPTIMIZER))
