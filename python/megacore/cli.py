@@ -52,6 +52,9 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb(
         "megacore.evaluation.cli:main", "score a model on a task (the same as tasks/main.py)"
     ),
+    "lm-eval": Verb(
+        "megacore.evaluation.harness:main", "the lm-evaluation-harness, with the model megacore"
+    ),
     "convert": Verb(
         "megacore.checkpoint.convert.cli:main",
         "convert a model: Hugging Face, GGUF, Meta Llama, Megatron",
