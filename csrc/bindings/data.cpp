@@ -17,6 +17,7 @@ namespace md = megacore::data;
 
 void bind_data_indices(py::module_& data);
 void bind_data_gather(py::module_& data);
+void bind_data_sentences(py::module_& data);
 
 namespace {
 
@@ -208,4 +209,5 @@ void bind_data(py::module_& parent) {
     bind_writer(data);
     bind_data_indices(data);
     bind_data_gather(data);
+    bind_data_sentences(data);
 }

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megacore import _C
-from megacore.data.gpt_dataset import GPTDataset, Sample, read_sample
+from megacore.data.gpt_dataset import Sample
 from megacore.data.index_cache import Arrays, ArraySpec, IndexFiles
+from megacore.data.kinds import SampleSet
 from megacore.errors import DataError
 
 # Megatron's limit: dataset numbers are stored in 16 bits.
@@ -37,7 +39,7 @@ class BlendedDataset:
 
     def __init__(
         self,
-        members: Sequence[GPTDataset],
+        members: Sequence[SampleSet],
         *,
         weights: Sequence[float],
         size: int | None,
@@ -54,7 +56,6 @@ class BlendedDataset:
         self.members = list(members)
         self.name = f"blend of {len(members)} datasets, {split} split"
         self.sequence_length = members[0].sequence_length
-        self.rules = members[0].rules
         shares = np.asarray(weights, dtype=np.float64)
         shares = shares / np.sum(shares)
         lengths = [len(member) for member in members]
@@ -100,24 +101,38 @@ class BlendedDataset:
     def __len__(self) -> int:
         return len(self.dataset_index)
 
+    @property
+    def first(self) -> Any:
+        """The first member, whose kind and rules are those of all."""
+        return self.members[0]
+
+    @property
+    def rules(self) -> Any:
+        """What is derived from the tokens of a sample."""
+        return self.first.rules
+
     def gather(
         self,
         samples: NDArray[np.int64],
         rows: NDArray[np.int64],
         *,
         vocab_size: int,
-        tokens: NDArray[np.int64],
-        labels: NDArray[np.int64],
+        **arrays: NDArray[Any],
     ) -> None:
-        """Fills rows of a batch, as `GPTDataset.gather` does."""
+        """Fills rows of a batch, as the members' `gather` does."""
         which = self.dataset_index[samples]
         inner = self.dataset_sample_index[samples]
         for number in np.unique(which):
             chosen = which == number
             self.members[number].gather(
-                inner[chosen], rows[chosen], vocab_size=vocab_size, tokens=tokens, labels=labels
+                inner[chosen], rows[chosen], vocab_size=vocab_size, **arrays
             )
 
-    def __getitem__(self, index: int | None) -> Sample:
-        member = int(self.dataset_index[0 if index is None else index])
-        return replace(read_sample(self, index), dataset_id=member)
+    def __getitem__(self, index: int | None) -> Any:
+        if index is None:  # the first one with no loss on it, to fill up a batch
+            return self[0].without_loss()
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)} in {self.name}")
+        member = int(self.dataset_index[index])
+        sample = self.members[member][int(self.dataset_sample_index[index])]
+        return replace(sample, dataset_id=member) if isinstance(sample, Sample) else sample

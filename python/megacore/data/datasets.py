@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from megacore.data.blend import Blend, parse_blend
 from megacore.data.blended_dataset import BlendedDataset
 from megacore.data.config import DataConfig
-from megacore.data.gpt_dataset import (
-    Documents,
-    GPTDataset,
-    Rules,
-    indexed_documents,
-    mock_documents,
-)
-from megacore.data.indexed_dataset import IndexedDataset
+from megacore.data.gpt_dataset import GPTDataset, GPTKind
+from megacore.data.kinds import DatasetKind, Part, SampleSet, Source
 from megacore.data.split import SPLITS, SplitMatrix, element_range, split_matrix
 from megacore.data.tokenizers import Tokenizer
 from megacore.errors import DataError
@@ -31,9 +25,9 @@ _MOCK_SPLIT = "1,1,1"
 class Datasets(NamedTuple):
     """One dataset per split; None where nothing is wanted."""
 
-    train: Dataset | None
-    valid: Dataset | None
-    test: Dataset | None
+    train: SampleSet | None
+    valid: SampleSet | None
+    test: SampleSet | None
 
 
 @dataclass(frozen=True)
@@ -43,7 +37,7 @@ class _Recipe:
     Attributes:
         data: Settings.
         tokenizer: Its identity enters the identity of the indices.
-        rules: What is derived from tokens.
+        kind: Kind of samples.
         seed: Of all shuffles.
         split: Text of --split, None with paths per split.
         matrix: Its bounds.
@@ -52,7 +46,7 @@ class _Recipe:
 
     data: DataConfig
     tokenizer: Tokenizer
-    rules: Rules
+    kind: DatasetKind[Any]
     seed: int
     split: str | None
     matrix: SplitMatrix | None
@@ -65,6 +59,7 @@ def build_datasets(
     *,
     seed: int,
     num_samples: tuple[int | None, int | None, int | None],
+    kind: DatasetKind[Any] | None = None,
     may_build: bool = True,
 ) -> Datasets:
     """Opens the files and builds, or finds, the indices.
@@ -74,22 +69,24 @@ def build_datasets(
         tokenizer: Says where documents end and what padding is.
         seed: Of all shuffles.
         num_samples: Samples wanted for training, validation and test; None: no such dataset.
+        kind: Kind of samples, None for GPT's.
         may_build: False: index files were written by another process, so that not seeing them
             means that the folder of the cache is not shared.
 
     Raises:
         DataError: A file is damaged, a split has no data, or indices cannot be written.
     """
-    rules = _rules(data, tokenizer)
+    kind = kind or GPTKind()
+    kind.check(data, tokenizer)
     split = _MOCK_SPLIT if data.mock_data else data.split
     matrix = None if data.per_split_paths else split_matrix(split or "")
-    recipe = _Recipe(data, tokenizer, rules, seed, split, matrix, may_build)
+    recipe = _Recipe(data, tokenizer, kind, seed, split, matrix, may_build)
     if data.mock_data:
-        mock = mock_documents(rules.eod)
+        mock = kind.mock(tokenizer)
         return _split_datasets(Blend((mock.name,), None), [mock], recipe, num_samples)
     if data.data_path:
         blend = parse_blend(data.data_path, flag="--data-path")
-        return _split_datasets(blend, _open(blend.prefixes, data), recipe, num_samples)
+        return _split_datasets(blend, _open(blend.prefixes, recipe), recipe, num_samples)
     paths = (data.train_data_path, data.valid_data_path, data.test_data_path)
     built = [
         _own_dataset(split, words, recipe, wanted)
@@ -98,68 +95,53 @@ def build_datasets(
     return Datasets(*built)
 
 
-def _rules(data: DataConfig, tokenizer: Tokenizer) -> Rules:
-    needs_eod = data.eod_mask_loss or data.reset_position_ids or data.reset_attention_mask
-    return Rules(
-        eod=tokenizer.eod if needs_eod or data.mock_data else -1,
-        pad=tokenizer.pad,
-        mask_eod_loss=data.eod_mask_loss,
-        reset_position_ids=data.reset_position_ids,
-        cut_at_eod=data.reset_attention_mask,
-    )
-
-
 def _split_datasets(
     blend: Blend,
-    documents: Sequence[Documents],
+    sources: Sequence[Source],
     recipe: _Recipe,
     num_samples: Sequence[int | None],
 ) -> Datasets:
     """Datasets of every split out of the same documents."""
     assert recipe.matrix is not None
-    built: list[Dataset | None] = []
+    built: list[SampleSet | None] = []
     for split, bounds, wanted in zip(SPLITS, recipe.matrix, num_samples, strict=True):
         if wanted is None or bounds is None:
             built.append(None)
         else:
-            built.append(_blend_or_single(blend, documents, split, recipe, wanted))
+            built.append(_blend_or_single(blend, sources, split, recipe, wanted))
     return Datasets(*built)
 
 
 def _own_dataset(
     split: str, words: Sequence[str] | None, recipe: _Recipe, wanted: int | None
-) -> Dataset | None:
+) -> SampleSet | None:
     """The dataset of a split that has paths of its own."""
     if not words or wanted is None:
         return None
     blend = parse_blend(words, flag=f"--{split}-data-path")
     if blend.weights is not None and len(blend.prefixes) == 1:
         blend = Blend(blend.prefixes, None)  # one weight of one dataset says nothing
-    documents = _open(blend.prefixes, recipe.data)
-    return _blend_or_single(blend, documents, split, recipe, wanted)
+    sources = _open(blend.prefixes, recipe)
+    return _blend_or_single(blend, sources, split, recipe, wanted)
 
 
-def _open(prefixes: Sequence[str], data: DataConfig) -> list[Documents]:
+def _open(prefixes: Sequence[str], recipe: _Recipe) -> list[Source]:
     """The files of all members; many small files open side by side."""
-
-    def open_one(prefix: str) -> Documents:
-        return indexed_documents(IndexedDataset(prefix, mmap=data.mmap_bin_files))
-
-    with ThreadPoolExecutor(max_workers=max(data.num_dataset_builder_threads, 1)) as pool:
-        return list(pool.map(open_one, prefixes))
+    with ThreadPoolExecutor(max_workers=recipe.data.num_dataset_builder_threads) as pool:
+        return list(pool.map(lambda prefix: recipe.kind.open(prefix, recipe.data), prefixes))
 
 
 def _blend_or_single(
-    blend: Blend, documents: Sequence[Documents], split: str, recipe: _Recipe, wanted: int
-) -> Dataset:
+    blend: Blend, sources: Sequence[Source], split: str, recipe: _Recipe, wanted: int
+) -> SampleSet:
     if blend.is_single:
-        return _member(documents[0], split, recipe, wanted)
+        return _member(sources[0], split, recipe, wanted)
     asked = blend.samples_of_members(wanted)
     with ThreadPoolExecutor(max_workers=recipe.data.num_dataset_builder_threads) as pool:
         members = list(
             pool.map(
                 lambda item: _member(item[0], split, recipe, item[1]),
-                zip(documents, asked, strict=True),
+                zip(sources, asked, strict=True),
             )
         )
     weights, size = _proportions(blend, asked, members, recipe, wanted)
@@ -178,7 +160,7 @@ def _blend_or_single(
 def _proportions(
     blend: Blend,
     asked: Sequence[int | None],
-    members: Sequence[GPTDataset],
+    members: Sequence[SampleSet],
     recipe: _Recipe,
     wanted: int,
 ) -> tuple[Sequence[float], int]:
@@ -192,27 +174,24 @@ def _proportions(
     return blend.weights, sum(counts)
 
 
-def _member(
-    documents: Documents, split: str, recipe: _Recipe, num_samples: int | None
-) -> GPTDataset:
+def _member(source: Source, split: str, recipe: _Recipe, num_samples: int | None) -> SampleSet:
     """The part of one dataset that belongs to a split."""
-    data = recipe.data
+    data, kind = recipe.data, recipe.kind
+    first, last = 0, source.num_elements
     if recipe.matrix is not None:
         bounds = recipe.matrix[SPLITS.index(split)]
         assert bounds is not None
-        first, last = element_range(bounds, documents.last)
-        documents = replace(documents, first=first, last=last)
-    if documents.first >= documents.last:
+        first, last = element_range(bounds, last)
+    if first >= last:
         raise DataError(
-            f"{documents.name} has {len(documents.lengths)} sequences, of which --split "
+            f"{source.name} has {source.num_elements} {kind.elements}, of which --split "
             f"{recipe.split!r} leaves none for the {split} split; give more data, other "
             "proportions, or --eval-iters 0 if no evaluation is wanted"
         )
-    assert data.seq_length is not None
-    is_mock = documents.path is None
+    class_name = f"Mock{kind.class_name}" if source.path is None else kind.class_name
     identity: dict[str, Any] = {
-        "class": "MockGPTDataset" if is_mock else "GPTDataset",
-        "dataset_path": documents.path,
+        "class": class_name,
+        "dataset_path": source.path,
         "num_samples": num_samples,
         "index_split": split,
         "random_seed": recipe.seed,
@@ -221,22 +200,20 @@ def _member(
         "split_matrix": recipe.matrix,
         "tokenizer": recipe.tokenizer.identity(),
     }
-    return GPTDataset(
-        documents,
-        identity=identity,
+    part = Part(
         split=split,
+        first=first,
+        last=last,
         num_samples=num_samples,
-        sequence_length=data.seq_length,
         seed=recipe.seed,
-        rules=recipe.rules,
-        cache=_cache_of(documents, identity["class"], data),
+        identity=identity,
+        cache=_cache_of(source.path, class_name, data),
         may_build=recipe.may_build,
     )
+    return kind.member(source, part, data, recipe.tokenizer)
 
 
-def _cache_of(documents: Documents, kind: str, data: DataConfig) -> Path | None:
+def _cache_of(path: str | None, class_name: str, data: DataConfig) -> Path | None:
     if data.data_cache_path:
         return Path(data.data_cache_path)
-    if documents.path is None:
-        return None
-    return Path(documents.path) / "cache" / f"{kind}_indices"
+    return None if path is None else Path(path) / "cache" / f"{class_name}_indices"

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megacore import _C
+from megacore.data.config import DataConfig
 from megacore.data.index_cache import Arrays, ArraySpec, IndexFiles
 from megacore.data.indexed_dataset import IndexedDataset
+from megacore.data.kinds import DatasetKind, Part, SampleSet
+from megacore.data.tokenizers import Tokenizer
+
+_LOGGER = logging.getLogger("megacore.data")
 
 _MOCK_SEQUENCES = 100_000
 _MOCK_LONGEST = 4096
@@ -57,6 +63,10 @@ class Sample:
     cu_seqlens: NDArray[np.int32] | None
     dataset_id: int | None = None
 
+    def without_loss(self) -> Sample:
+        """The same tokens, none of which counts."""
+        return replace(self, loss_mask=np.zeros_like(self.loss_mask))
+
 
 @dataclass(frozen=True)
 class Documents:
@@ -77,6 +87,11 @@ class Documents:
     lengths: NDArray[np.int32]
     first: int
     last: int
+
+    @property
+    def num_elements(self) -> int:
+        """Sequences, which a split divides."""
+        return len(self.lengths)
 
 
 class GPTDataset:
@@ -170,30 +185,17 @@ class GPTDataset:
         self._gather.gather(samples, rows, vocab_size, tokens, labels)
 
     def __getitem__(self, index: int | None) -> Sample:
-        return read_sample(self, index)
-
-
-def read_sample(dataset: Any, index: int | None) -> Sample:
-    """One sample of a `GPTDataset` or a `BlendedDataset`.
-
-    Args:
-        dataset: Where it is.
-        index: Its number. None: the first one with no loss on it, to fill up a batch.
-
-    Raises:
-        IndexError: There is no such sample.
-    """
-    fills_batch = index is None
-    index = 0 if index is None else index
-    if not 0 <= index < len(dataset):
-        raise IndexError(f"sample {index} of {len(dataset)} in {dataset.name}")
-    shape = (1, dataset.sequence_length)
-    tokens, labels = np.empty(shape, np.int64), np.empty(shape, np.int64)
-    dataset.gather(np.array([index]), np.array([0]), vocab_size=2**62, tokens=tokens, labels=labels)
-    mask, positions, bounds = finish_batch(dataset.rules, tokens, labels)
-    if fills_batch:
-        mask[:] = 0.0
-    return Sample(tokens[0], labels[0], mask[0], positions[0], bounds)
+        if index is None:  # the first one with no loss on it, to fill up a batch
+            return self[0].without_loss()
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)} in {self.name}")
+        shape = (1, self.sequence_length)
+        tokens, labels = np.empty(shape, np.int64), np.empty(shape, np.int64)
+        self.gather(
+            np.array([index]), np.array([0]), vocab_size=2**62, tokens=tokens, labels=labels
+        )
+        mask, positions, bounds = finish_batch(self.rules, tokens, labels)
+        return Sample(tokens[0], labels[0], mask[0], positions[0], bounds)
 
 
 def finish_batch(
@@ -226,6 +228,52 @@ def finish_batch(
         cut_at_eod=rules.cut_at_eod,
     )
     return mask, positions, bounds
+
+
+class GPTKind(DatasetKind[Documents]):
+    """Samples of consecutive tokens."""
+
+    class_name: ClassVar[str] = "GPTDataset"
+
+    def open(self, prefix: str, data: DataConfig) -> Documents:
+        """All sequences of an indexed dataset; a warning if they look like sentences."""
+        dataset = IndexedDataset(prefix, mmap=data.mmap_bin_files)
+        if dataset.num_documents * 2 < len(dataset):
+            _LOGGER.warning(
+                "%s: its %d documents have %d sequences, as after --split-sentences; a GPT learns "
+                "from whole documents, and here every sentence counts as one of its own",
+                prefix, dataset.num_documents, len(dataset),
+            )  # fmt: skip
+        return indexed_documents(dataset)
+
+    def mock(self, tokenizer: Tokenizer) -> Documents:
+        """See `mock_documents`."""
+        return mock_documents(tokenizer.eod)
+
+    def member(
+        self, source: Documents, part: Part, data: DataConfig, tokenizer: Tokenizer
+    ) -> SampleSet:
+        """See `GPTDataset`."""
+        needs_eod = data.eod_mask_loss or data.reset_position_ids or data.reset_attention_mask
+        rules = Rules(
+            eod=tokenizer.eod if needs_eod or data.mock_data else -1,
+            pad=tokenizer.pad,
+            mask_eod_loss=data.eod_mask_loss,
+            reset_position_ids=data.reset_position_ids,
+            cut_at_eod=data.reset_attention_mask,
+        )
+        assert data.seq_length is not None
+        return GPTDataset(
+            replace(source, first=part.first, last=part.last),
+            identity=part.identity,
+            split=part.split,
+            num_samples=part.num_samples,
+            sequence_length=data.seq_length,
+            seed=part.seed,
+            rules=rules,
+            cache=part.cache,
+            may_build=part.may_build,
+        )
 
 
 def indexed_documents(dataset: IndexedDataset) -> Documents:
