@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import pydoc_data.topics
+import re
 from pathlib import Path
+from random import Random
 
 import torch
 import transformers
@@ -45,3 +47,31 @@ def small_gpt2(
     model = transformers.GPT2LMHeadModel(config).eval()
     model.save_pretrained(directory)
     return model.double()
+
+
+def train_word_pieces(directory: Path, size: int = 700) -> Path:
+    """vocab.txt of a WordPiece vocabulary in small letters."""
+    source = directory / "words.txt"
+    source.write_text(english()[:60_000], encoding="utf-8")
+    words = ["train-tokenizer", "--input", str(source), "--output", str(directory)]
+    more = ["--vocab-size", str(size), "--kind", "wordpiece"]
+    assert cli.run(cli.dispatch, ["data", *words, *more]) == 0
+    return directory / "vocab.txt"
+
+
+def write_mnli(path: Path, count: int, *, seed: int) -> Path:
+    """Pairs whose label shows in single words of the second text: a tiny model learns it."""
+    random = Random(seed)
+    cues = {"contradiction": "not", "entailment": "all", "neutral": "is"}
+    head = [f"c{i}" for i in range(12)]
+    lines = ["\t".join(head)]
+    for index in range(count):
+        label = random.choice(sorted(cues))
+        first = " ".join(random.choice(_WORDS) for _ in range(random.randint(1, 6)))
+        second = " ".join([random.choice(_WORDS), cues[label], random.choice(_WORDS)])
+        lines.append("\t".join([str(index), *["-"] * 7, first, second, label, label]))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+_WORDS = re.findall(r"\w+", "the list of names that can be used in a module or class when it runs")

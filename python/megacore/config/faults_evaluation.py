@@ -28,4 +28,21 @@ EVALUATION_RULES: dict[str, Rule] = {
         "two windows would never be scored.",
         "Give at most the length of the windows.",
     ),
+    "MC1344": Rule(
+        "The length and the data of a finetuning come from the task's flags",
+        "The number of iterations follows from `--epochs`, the examples and the batch size, which "
+        "stays the same.",
+        "Remove the flag; use `--epochs`, `--train-data` and `--valid-data`.",
+    ),
+    "MC1345": Rule(
+        "Finetuning needs the pooler of BERT",
+        "The heads of the tasks read the pooled first token, which a BERT without binary head does "
+        "not have, nor token types to tell the two texts apart.",
+        "Use a checkpoint that was trained with the binary head.",
+    ),
+    "MC1346": Rule(
+        "Finetuning tasks run without pipeline parallelism",
+        "Tensor, sequence and data parallelism work, and checkpoints of any layout can be read.",
+        "Use `--pipeline-model-parallel-size 1`.",
+    ),
 }

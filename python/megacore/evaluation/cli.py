@@ -17,11 +17,14 @@ def main(argv: list[str]) -> int:
     """
     words = ["--task", argv[0].upper(), *argv[1:]] if argv and argv[0][:1] != "-" else argv
     evaluation = parse_task(words)
-    _zero_shot(evaluation)
-    return EXIT_OK
+    if evaluation.task.is_zero_shot:
+        return _zero_shot(evaluation)
+    from megacore.evaluation.finetuning import finetune
+
+    return finetune(evaluation)
 
 
-def _zero_shot(evaluation: TaskRun) -> None:
+def _zero_shot(evaluation: TaskRun) -> int:
     # torch takes a second to import; faults of the command line are reported before that.
     from megacore.evaluation.zero_shot import evaluate_zero_shot
     from megacore.parallel.launch import current_process, meeting_point
@@ -44,3 +47,4 @@ def _zero_shot(evaluation: TaskRun) -> None:
         line = f" validation results on {task.task} | {result}"
         rule = "-" * (len(line) + 1)
         say(f"{rule}\n{line}\n{rule}")
+    return EXIT_OK

@@ -13,8 +13,16 @@ from megacore.config.settings import value_faults
 from megacore.errors import Fault, Information
 from megacore.evaluation.config import TaskConfig
 from megacore.parallel.launch import launch_faults, launched_world_size
-from megacore.training.run_config import RunConfig, config_types
+from megacore.training.cli import checkpoint_arguments
+from megacore.training.run_config import (
+    ReadCheckpoint,
+    RunConfig,
+    config_types,
+    with_checkpoint,
+)
 
+# Stands for the length of a finetuning before its data have been read.
+_MANY = 1 << 40
 _DESCRIPTION = "Score a model on a task. Flags have the names of Megatron-LM's tasks/main.py."
 
 
@@ -42,6 +50,8 @@ class TaskRun:
         yield from self.task.faults()
         if self.task.is_zero_shot:
             yield from self._zero_shot_faults()
+        elif self.task.task is not None:
+            yield from self._finetuning_faults()
 
     def _zero_shot_faults(self) -> Iterator[Fault]:
         for component in self.run.components:
@@ -59,12 +69,89 @@ class TaskRun:
         if larger:
             yield fault("MC1342", larger, allowed="1")
 
+    def _finetuning_faults(self) -> Iterator[Fault]:
+        run, name = self.run, self.task.task
+        training, data = run.training, run.data
+        given: dict[str, object] = {
+            "--train-iters": training.train_iters,
+            "--train-samples": training.train_samples,
+            "--rampup-batch-size": run.batch.rampup_batch_size,
+            "--data-path": data.data_path,
+            "--train-data-path": data.train_data_path,
+            "--valid-data-path": data.valid_data_path,
+            "--test-data-path": data.test_data_path,
+            "--mock-data": data.mock_data or None,
+        }
+        wrong = {flag: value for flag, value in given.items() if value is not None}
+        if wrong:
+            allowed = "--epochs, --train-data and --valid-data"
+            yield fault("MC1344", {"--task": name, **wrong}, allowed=allowed)
+        if not run.model.bert_binary_head:
+            yield fault("MC1345", {"--task": name, "--bert-no-binary-head": ""})
+        if run.parallel.pipeline_model_parallel_size > 1:
+            size = run.parallel.pipeline_model_parallel_size
+            given = {"--task": name, "--pipeline-model-parallel-size": size}
+            yield fault("MC1346", given, allowed="1")
+        if self.task.epochs == 0 and run.checkpoint.load is None:
+            yield required("--load")
+        yield from self.finetuning_run(_MANY, save_interval=_MANY).faults()
 
-def parse_task(argv: Sequence[str], *, environment: Mapping[str, str] | None = None) -> TaskRun:
+    @property
+    def batch_size(self) -> int:
+        """Examples of one step of finetuning."""
+        batch = self.run.batch
+        default = (batch.micro_batch_size or 1) * self.run.parallel.data_parallel_size
+        return batch.global_batch_size or default
+
+    def finetuning_run(self, iterations: int, *, save_interval: int) -> RunConfig:
+        """The settings of training, not resolved, that this finetuning comes to.
+
+        Args:
+            iterations: Its length.
+            save_interval: Where nothing is said: between two checkpoints.
+        """
+        run, task = self.run, self.task
+        scored_only = task.epochs == 0
+        checkpoint = run.checkpoint
+        if checkpoint.save is not None and checkpoint.save_interval is None:
+            checkpoint = replace(checkpoint, save_interval=save_interval)
+        if scored_only:
+            checkpoint = replace(checkpoint, no_load_optim=True, no_load_rng=True)
+        data = replace(
+            run.data,
+            dataloader_type="single",
+            train_data_path=task.train_data,
+            valid_data_path=task.valid_data,
+        )
+        training = replace(
+            run.training,
+            train_iters=None if scored_only else iterations,
+            train_samples=None,
+            skip_train=scored_only,
+            # Batches that are filled up have fewer examples than others: each example counts alike.
+            calculate_per_token_loss=run.training.calculate_per_token_loss or task.keep_last,
+        )
+        return replace(
+            run,
+            checkpoint=checkpoint,
+            data=data,
+            model=replace(run.model, model_family="bert"),
+            training=training,
+        )
+
+
+def parse_task(
+    argv: Sequence[str],
+    *,
+    read_checkpoint: ReadCheckpoint = checkpoint_arguments,
+    environment: Mapping[str, str] | None = None,
+) -> TaskRun:
     """An evaluation from its command line and files.
 
     Args:
         argv: Words of the command line, without the program name.
+        read_checkpoint: With `--use-checkpoint-args`, called with the run as given; returns the
+            settings that the checkpoint was saved with.
         environment: Variables of the launcher; by default those of this process.
 
     Raises:
@@ -79,15 +166,18 @@ def parse_task(argv: Sequence[str], *, environment: Mapping[str, str] | None = N
         description=_DESCRIPTION,
         megatron=True,
     )
+    origins = parsed.origins
     run = RunConfig(**{name: parsed.configs[kind] for name, kind in types.items()})
     faults.extend(launch_faults(environment))
+    if run.checkpoint.use_checkpoint_args and not parsed.configs[TaskConfig].is_zero_shot:
+        run, origins = with_checkpoint(run, parsed.origins, read_checkpoint(run))
     run = run.in_world(launched_world_size(environment))
-    result = TaskRun(task=parsed.configs[TaskConfig], run=run, origins=parsed.origins)
+    result = TaskRun(task=parsed.configs[TaskConfig], run=run, origins=origins)
     faults.extend(result.faults())
     merge_faults(faults, doubtful)
     show_notes([*parsed.notes, *result.task.notes()])
     if parsed.print_config:
-        raise Information(format_config([result.task, *run.components], parsed.origins))
+        raise Information(format_config([result.task, *run.components], origins))
     if result.task.is_zero_shot:
         run = replace(run, parallel=run.parallel.resolved())
     return replace(result, run=run)
