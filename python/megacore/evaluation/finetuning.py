@@ -18,6 +18,7 @@ from megacore.evaluation.examples import ExampleFile
 from megacore.evaluation.samples import samples_per_epoch
 from megacore.evaluation.settings import TaskRun
 from megacore.evaluation.task_family import ACCURACY, KINDS, TaskFamily
+from megacore.parallel.groups import ParallelGroups
 from megacore.training.live_view import Screen
 from megacore.training.loop import finish, train
 from megacore.training.pretrain import training_session
@@ -27,7 +28,9 @@ from megacore.training.trainer import Trainer
 _ONLY_SCORED = -1
 
 
-def finetune(evaluation: TaskRun, *, screen: Screen | None = None) -> int:
+def finetune(
+    evaluation: TaskRun, *, screen: Screen | None = None, groups: ParallelGroups | None = None
+) -> int:
     """Finetune and measure, or measure only, as the settings say.
 
     The run continues from `--load` where that has a checkpoint, and otherwise starts from the
@@ -36,6 +39,8 @@ def finetune(evaluation: TaskRun, *, screen: Screen | None = None) -> int:
     Args:
         evaluation: Settings.
         screen: Prints lines; by default standard output.
+        groups: The groups of this process; by default those that the launcher's variables and the
+            settings describe.
 
     Returns:
         Exit code 0.
@@ -62,7 +67,8 @@ def finetune(evaluation: TaskRun, *, screen: Screen | None = None) -> int:
         # The pretrained model has no head for the task; what it lacks is listed when it is loaded.
         run = replace(run, checkpoint=replace(run.checkpoint, dist_ckpt_strictness="log_all"))
     family = TaskFamily(kind, train=training, valid=valid, keep_last=task.keep_last)
-    with training_session(run, evaluation.origins, screen=screen, family=family) as trainer:
+    session = training_session(run, evaluation.origins, screen=screen, groups=groups, family=family)
+    with session as trainer:
         report = _Report(trainer, family, valid, run)
         for file in (*training, *valid):
             report.say_about(file)
