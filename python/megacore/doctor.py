@@ -26,6 +26,7 @@ from megacore import __version__
 from megacore.config.fields import flag
 from megacore.config.parser import parse
 from megacore.errors import EXIT_FAILURE, EXIT_OK, MegacoreError
+from megacore.system_memory import memory_limit
 
 OK = "ok"
 ABSENT = "absent"  # megacore works without it, at a cost
@@ -152,7 +153,7 @@ def _machine() -> Iterator[Finding]:
     if total and free:
         text = f"{_gib(total):.1f} GiB, {_gib(free):.1f} GiB available"
         yield Finding(section, "memory", OK, text)
-    if limit := _memory_limit():
+    if limit := memory_limit():
         text = f"{limit / 2**30:.1f} GiB for this container or job"
         yield Finding(section, "memory limit", OK, text)
 
@@ -169,15 +170,6 @@ def _field_of(path: str, name: str) -> str:
 
 def _gib(kilobytes: str) -> float:
     return int(kilobytes.split()[0]) / 2**20
-
-
-def _memory_limit() -> int | None:
-    """Bytes that the control group of this process may use, where that is limited."""
-    try:
-        text = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
 
 
 # --- Compiled parts -------------------------------------------------------------------------

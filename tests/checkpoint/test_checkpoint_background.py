@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import socket
@@ -76,6 +77,28 @@ def test_a_copy_is_published_whatever_happens_to_the_tensors(
         assert writer.wait()["bytes"] == content.num_bytes
         assert writer.in_flight is None
         assert read_seed(tmp_path / "ab"[directory], size=61 * seed) == seed
+
+
+def test_memory_that_was_prepared_is_not_found_again(
+    tmp_path: Path, writer: BackgroundWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = content_of(3)
+    writer.prepare([chunk.data.nbytes for chunk in content.chunks])
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("memory was asked for at the save")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", refuse)
+        patched.setattr(mmap, "mmap", refuse)
+        writer.submit(content)
+    writer.wait()
+    assert read_seed(tmp_path / "a") == 3
+
+
+def test_memory_that_is_not_there_is_noticed_before_training(writer: BackgroundWriter) -> None:
+    with pytest.raises(CheckpointError, match="--async-save: no memory for a copy of"):
+        writer.prepare([1 << 60])
 
 
 def test_a_real_program_writes_too(tmp_path: Path) -> None:

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megacore.checkpoint.channel import Channel
-from megacore.checkpoint.content import Content, snapshot, snapshot_bytes
+from megacore.checkpoint.content import Content, aligned, snapshot, snapshot_bytes
 from megacore.checkpoint.shared_copy import SharedMemory, describe
 from megacore.checkpoint.store_writers import StoreAddress
 from megacore.errors import CheckpointError
 
+# For random states and what else is not known beforehand.
+_SMALL_TENSORS_BYTES = 1 << 20
 _PROGRAM = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -121,6 +123,18 @@ class BackgroundWriter:
             CheckpointError: They cannot be, or they hold later iterations.
         """
         self._answer()
+
+    def prepare(self, sizes: Sequence[int], *, pinned: bool = False) -> None:
+        """Finds the memory for a copy now: on many machines that takes longer than the copy.
+
+        Args:
+            sizes: Bytes of the tensors that will be saved; some more small ones may come.
+            pinned: They are on the GPU.
+
+        Raises:
+            CheckpointError: There is not so much.
+        """
+        self._memory.view(sum(map(aligned, sizes)) + _SMALL_TENSORS_BYTES, pinned=pinned)
 
     def submit(
         self,

@@ -109,7 +109,7 @@ def _check(group: str, name: str, tensor: Tensor) -> None:
 
 def snapshot_bytes(content: Content) -> int:
     """Size of the memory that `snapshot` needs."""
-    return sum(_aligned(chunk.data.nbytes) for chunk in content.chunks)
+    return sum(aligned(chunk.data.nbytes) for chunk in content.chunks)
 
 
 @torch.no_grad()
@@ -130,7 +130,7 @@ def snapshot(content: Content, memory: Tensor) -> Content:
         size = chunk.data.nbytes
         data = memory[position : position + size].view(chunk.data.dtype).view(chunk.region.sizes)
         copied.append(replace(chunk, data=data))
-        position += _aligned(size)
+        position += aligned(size)
     pairs = list(zip(copied, content.chunks, strict=True))
     plain = [(mine, other) for mine, other in pairs if _is_plain(other.data)]
     for mine, other in pairs:
@@ -156,7 +156,8 @@ def _bytes(chunk: Chunk) -> NDArray[np.uint8]:
     return array
 
 
-def _aligned(num_bytes: int) -> int:
+def aligned(num_bytes: int) -> int:
+    """What a tensor takes up in the memory of `snapshot`."""
     return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
 

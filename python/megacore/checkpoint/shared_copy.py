@@ -13,6 +13,7 @@ from torch import Tensor
 from megacore.checkpoint.chunks import Region
 from megacore.checkpoint.content import Chunk, Content
 from megacore.errors import CheckpointError
+from megacore.system_memory import available_bytes
 
 
 class SharedMemory:
@@ -36,6 +37,12 @@ class SharedMemory:
         Raises:
             CheckpointError: There is not so much.
         """
+        more = num_bytes - os.fstat(self.descriptor).st_size
+        if more > available_bytes():
+            raise CheckpointError(
+                f"--async-save: no memory for a copy of {num_bytes} bytes: {available_bytes():.0f} "
+                "are available; save without it, or spread the state over more processes"
+            )
         try:
             if num_bytes:
                 os.posix_fallocate(self.descriptor, 0, num_bytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from megacore.checkpoint.background import BackgroundWriter
 from megacore.checkpoint.config import CheckpointConfig
 from megacore.checkpoint.content import collect
+from megacore.checkpoint.pieces import Part
 from megacore.checkpoint.store_writers import StoreAddress, address_of
 from megacore.errors import CheckpointError
 from megacore.parallel.groups import Group
@@ -88,6 +89,19 @@ class BackgroundSaver:
     def path(self, *, is_persistent: bool) -> Path:
         """The directory that such checkpoints go to."""
         return self._writer.directories[0 if is_persistent else 1]
+
+    def prepare(self, parts: Sequence[Part]) -> None:
+        """Finds the memory for the copies, so that the first save stalls no longer than others.
+
+        Args:
+            parts: What this process will write, about.
+
+        Raises:
+            CheckpointError: A process has not enough memory.
+        """
+        sizes = [part.data.nbytes for part in parts]
+        pinned = any(part.data.is_cuda for part in parts)
+        self._together(lambda: self._writer.prepare(sizes, pinned=pinned))
 
     def save(self, request: SaveRequest, saved: Callable[[], None]) -> None:
         """Copies the state; writing it goes on after this returns.

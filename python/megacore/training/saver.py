@@ -41,6 +41,16 @@ class Saver(Protocol):
     def path(self, *, is_persistent: bool) -> Path:
         """The directory that such checkpoints go to."""
 
+    def prepare(self, parts: Sequence[Part]) -> None:
+        """Finds what saving will need, before training starts.
+
+        Args:
+            parts: What this process will write, about.
+
+        Raises:
+            CheckpointError: It is not there.
+        """
+
     def save(self, request: SaveRequest, saved: Callable[[], None]) -> None:
         """Writes a checkpoint, and calls `saved` when it is published.
 
@@ -95,6 +105,9 @@ class DirectSaver:
     def path(self, *, is_persistent: bool) -> Path:
         """The directory that such checkpoints go to."""
         return self._directories[0 if is_persistent else 1].path
+
+    def prepare(self, parts: Sequence[Part]) -> None:
+        """Nothing is needed but the disk, which every save looks at."""
 
     def save(self, request: SaveRequest, saved: Callable[[], None]) -> None:
         """Writes a checkpoint.

@@ -30,7 +30,7 @@ from megacore.training.agreement import gathered
 from megacore.training.background_saver import BackgroundSaver
 from megacore.training.batches import Batches, build_batches, samples_wanted
 from megacore.training.checkpoint_parts import GroupWriters
-from megacore.training.checkpoints import Checkpoints, Resume, stored_arguments
+from megacore.training.checkpoints import Checkpoints, stored_arguments
 from megacore.training.families import family_of
 from megacore.training.family import Family
 from megacore.training.finetune import adapted_start
@@ -50,6 +50,7 @@ from megacore.training.peak import Peak, peak_speed
 from megacore.training.pipeline_trace import PipelineTraces
 from megacore.training.profiling import Profiler, profile_directory
 from megacore.training.reporting import Reporter
+from megacore.training.resume import Resume
 from megacore.training.run_config import RunConfig
 from megacore.training.run_state import RunState
 from megacore.training.saver import DirectSaver, Saver, save_paths
@@ -392,7 +393,7 @@ class Setup:
             tensor_parallel=groups.tp.size,
             pipeline_parallel=groups.pp.size,
             context_parallel=groups.cp.size,
-            stages_per_process=self._run.parallel.stages_per_rank(self._run.model.depth or 1),
+            stages_per_process=self._run.parallel.stages_per_rank(self._run.model.total_depth or 1),
             sharded=groups.dp_cp.size if self._run.parallel.shards_optimizer else 1,
         )
 

@@ -132,6 +132,7 @@ class Trainer:
 
     def begin(self) -> None:
         """Start the clocks; take garbage collection into our own hands when asked to."""
+        self._parts.checkpoints.prepare()
         self._parts.learner.model.train()
         if self._training.manual_gc:
             gc.disable()

@@ -17,6 +17,7 @@ from megacore.checkpoint.convert.engine import Plan, prepared
 from megacore.checkpoint.convert.model_stream import ModelDescription, Source
 from megacore.checkpoint.convert.streamed import streamed_logits
 from megacore.errors import CheckpointError
+from megacore.system_memory import available_bytes
 
 _PROMPT_TOKENS = 24
 _TIMES_OWN_ERROR = 4.0
@@ -173,7 +174,11 @@ def _read_back(target: Source, tokens: Tensor) -> Tensor:
 def _peer_logits(directory: Path, tokens: Tensor, plan: Plan, remarks: list[str]) -> Tensor | None:
     """Logits [S, V] that transformers computes in float32; None when that is not possible."""
     try:
-        from transformers import AutoModelForCausalLM
+        from transformers import (
+            AutoModelForCausalLM,
+            AutoModelForPreTraining,
+            AutoModelForSeq2SeqLM,
+        )
         from transformers.utils import logging
     except ImportError:
         remarks.append(f"{directory}: not run by transformers, which is not installed")
@@ -187,21 +192,19 @@ def _peer_logits(directory: Path, tokens: Tensor, plan: Plan, remarks: list[str]
         return None
     logging.disable_progress_bar()
     # The other forms of attention leave the soft caps of Gemma 2 out.
-    model = AutoModelForCausalLM.from_pretrained(
+    kinds = {"bert": AutoModelForPreTraining, "t5": AutoModelForSeq2SeqLM}
+    family = plan.description.config.model_family
+    model = kinds.get(family, AutoModelForCausalLM).from_pretrained(
         str(directory), local_files_only=True, trust_remote_code=False, attn_implementation="eager"
     )
     model = model.float().eval()
     rounded = plan.description.dtype
     for parameter in model.parameters():
         parameter.copy_(parameter.to(rounded))  # as the target has it
-    logits: Tensor = model(tokens, use_cache=False).logits[0].float()
-    return logits
-
-
-def available_bytes() -> float:
-    """Memory that can be had without swapping; infinite where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return 1024.0 * next(int(line.split()[1]) for line in lines if "MemAvailable" in line)
-    except (OSError, StopIteration, ValueError):
-        return float("inf")
+    if family == "bert":
+        logits: Tensor = model(tokens).prediction_logits
+    elif family == "t5":
+        logits = model(tokens, decoder_input_ids=tokens, use_cache=False).logits
+    else:
+        logits = model(tokens, use_cache=False).logits
+    return logits[0].float()
