@@ -4,7 +4,8 @@
 
 The state is that of Adam with bf16 weights: weights, fp32 main parameters and two moments, 14 bytes
 for each parameter. "stall" is the time until the call returns, after which the state may change;
-"first" is the first save, which also finds the memory for the copies. Ratios are those of medians.
+"prepared" is what finding the memory for the copies takes when training starts. Ratios are those of
+medians.
 """
 
 from __future__ import annotations
@@ -50,6 +51,9 @@ def main() -> None:
     writer = BackgroundWriter([root / "background"])
     try:
         writer.wait_until_ready()
+        start = time.perf_counter()
+        writer.prepare([chunk.data.nbytes for chunk in content.chunks])
+        prepared = time.perf_counter() - start
         direct, stalls, written = [], [], []
         with SaveDirectory(root / "direct") as place:
             for _ in range(words.repeats + 1):
@@ -70,6 +74,7 @@ def main() -> None:
     print(f"save while training waits   {waiting:7.3f} s")
     share = f"{100 * stall / waiting:.1f}%"
     print(f"stall of a background save  {stall:7.3f} s   {share} (first: {stalls[0]:.3f} s)")
+    print(f"  prepared in               {prepared:7.3f} s")
     print(f"  written in the background {statistics.median(written[1:]):7.3f} s")
 
 
