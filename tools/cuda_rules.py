@@ -89,7 +89,26 @@ RULES = (
         why="16-bit weights of float32 rows are 8 bytes; mean and rstd of a row",
         moved="6", minimum="6",
     ),
+    Rule(
+        "fp8_quantize_kernel", 256, wide=r", [48]$", loads=1, stores=ANY,
+        why="the scale; codes of 4 or 8 elements, transposed ones a byte a thread",
+        moved="3 (4 with transpose)", minimum="3 (4 with transpose)",
+    ),
+    Rule(
+        "fp8_quantize_blocks_kernel", 256, why="blocks of any alignment",
+        moved="5, 2 of them from caches", minimum="3",
+    ),
     Rule("norm_reduce_kernel", 256, why="partial sums, a share of the rows", moved="-"),
+    Rule(
+        "sgd_kernel", 256, wide=r", 4$", loads=3, stores=5,
+        why="elements behind the last vector; a 16-bit copy of 4 elements is 8 bytes",
+        moved="22 (14 without momentum)", minimum="22 (14 without momentum)",
+    ),
+    Rule(
+        "square_sum_kernel", 128, wide=r", [48]$", loads=1, stores=1,
+        why="elements behind the last vector; the sum of a block", moved="2", minimum="2",
+    ),
+    Rule("square_sum_total_kernel", 256, why="one sum for 2048 elements", moved="-"),
     Rule(
         "softmax_forward_kernel", 512, wide=r", [48]$", loads=ANY,
         why="masks of one byte an element", moved="4", minimum="4",

@@ -33,6 +33,10 @@ inline DType to_dtype(const char* name, ScalarType type) {
             return DType::kInt64;
         case ScalarType::Bool:
             return DType::kBool;
+        case ScalarType::Float8_e4m3fn:
+            return DType::kFloat8E4M3;
+        case ScalarType::Float8_e5m2:
+            return DType::kFloat8E5M2;
         default:
             throw Error(detail::concatenate(name,
                                             ": element type number ",

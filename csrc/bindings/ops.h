@@ -9,6 +9,8 @@
 #include "bindings/ops_cross_entropy.h"
 #include "bindings/ops_dropout_add.h"
 #include "bindings/ops_embedding.h"
+#include "bindings/ops_fp8.h"
+#include "bindings/ops_optimizer.h"
 #include "bindings/ops_rotary.h"
 #include "bindings/ops_softmax.h"
 #include "kernels/adamw.h"
@@ -118,6 +120,10 @@ void register_ops(torch::stable::detail::StableLibrary& library) {
     library.impl("embedding_gradient", TORCH_BOX(&embedding_gradient<Backend>));
     library.impl("softmax_forward", TORCH_BOX(&softmax_forward<Backend>));
     library.impl("softmax_backward", TORCH_BOX(&softmax_backward<Backend>));
+    library.impl("sgd_step", TORCH_BOX(&sgd_step<Backend>));
+    library.impl("square_sum", TORCH_BOX(&square_sum<Backend>));
+    library.impl("fp8_quantize", TORCH_BOX(&fp8_quantize<Backend>));
+    library.impl("fp8_quantize_blocks", TORCH_BOX(&fp8_quantize_blocks<Backend>));
     library.impl("dropout_add", TORCH_BOX(&dropout_add<Backend>));
 }
 

@@ -30,6 +30,12 @@ struct CpuBackend {
     }
     void softmax_forward(const SoftmaxForward& args) const { cpu::softmax_forward(args); }
     void softmax_backward(const SoftmaxBackward& args) const { cpu::softmax_backward(args); }
+    void sgd_step(const SgdStep& args) const { cpu::sgd_step(args); }
+    void square_sum(const SquareSum& args) const { cpu::square_sum(args); }
+    void fp8_quantize(const Fp8Quantize& args) const { cpu::fp8_quantize(args); }
+    void fp8_quantize_blocks(const Fp8QuantizeBlocks& args) const {
+        cpu::fp8_quantize_blocks(args);
+    }
     void dropout_add(const DropoutAdd& args) const { cpu::dropout_add(args); }
     void embedding_backward(const EmbeddingBackward& args) const { cpu::embedding_backward(args); }
 };

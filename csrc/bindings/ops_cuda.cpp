@@ -37,6 +37,12 @@ struct CudaBackend {
     void softmax_backward(const SoftmaxBackward& args) const {
         cuda::softmax_backward(args, stream_);
     }
+    void sgd_step(const SgdStep& args) const { cuda::sgd_step(args, stream_); }
+    void square_sum(const SquareSum& args) const { cuda::square_sum(args, stream_); }
+    void fp8_quantize(const Fp8Quantize& args) const { cuda::fp8_quantize(args, stream_); }
+    void fp8_quantize_blocks(const Fp8QuantizeBlocks& args) const {
+        cuda::fp8_quantize_blocks(args, stream_);
+    }
     void dropout_add(const DropoutAdd& args) const { cuda::dropout_add(args, stream_); }
     void embedding_backward(const EmbeddingBackward& args) const {
         cuda::embedding_backward(args, stream_);

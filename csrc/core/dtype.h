@@ -6,12 +6,25 @@
 
 namespace megacore {
 
-enum class DType : std::uint8_t { kFloat32, kBFloat16, kFloat16, kFloat64, kInt32, kInt64, kBool };
+enum class DType : std::uint8_t {
+    kFloat32,
+    kBFloat16,
+    kFloat16,
+    kFloat64,
+    kInt32,
+    kInt64,
+    kBool,
+    kFloat8E4M3,
+    kFloat8E5M2
+};
 
 /// Bytes of one element.
 constexpr std::int64_t size_of(DType dtype) {
     switch (dtype) {
         case DType::kBool:
+            return 1;
+        case DType::kFloat8E4M3:
+        case DType::kFloat8E5M2:
             return 1;
         case DType::kBFloat16:
         case DType::kFloat16:
@@ -43,6 +56,10 @@ constexpr const char* name_of(DType dtype) {
             return "int64";
         case DType::kBool:
             return "bool";
+        case DType::kFloat8E4M3:
+            return "float8_e4m3fn";
+        case DType::kFloat8E5M2:
+            return "float8_e5m2";
     }
     return "unknown";
 }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from megacore.ops.adamw import adamw_reference, adamw_step
+from megacore.ops.sgd import sgd_reference, sgd_step
 from megacore.optim.config import OptimizerConfig
 
 # Work in plain PyTorch goes through the buffers in pieces of this many elements, so that its
@@ -103,7 +104,10 @@ class AdamW:
 
 
 class Sgd:
-    """Stochastic gradient descent with momentum; weight decay is added to the gradient."""
+    """Stochastic gradient descent with momentum; weight decay is added to the gradient.
+
+    float64 in plain PyTorch, float32 by our kernel.
+    """
 
     def __init__(self, config: OptimizerConfig) -> None:
         self._momentum = config.sgd_momentum
@@ -114,15 +118,19 @@ class Sgd:
     ) -> None:
         """One pass over the tensors; `step` is not used."""
         del step
-        for piece in flat.chunks():
-            update = piece.grad * grad_scale
-            if weight_decay:
-                update.add_(piece.main, alpha=weight_decay)
-            if self._momentum:
-                update = piece.state["momentum_buffer"].mul_(self._momentum).add_(update)
-            piece.main.add_(update, alpha=-lr)
-            if piece.model is not None:
-                piece.model.copy_(piece.main)
+        wide = flat.main.dtype == torch.float64
+        update = sgd_reference if wide else sgd_step
+        for piece in flat.chunks() if wide else (flat,):
+            update(
+                piece.main,
+                piece.grad,
+                piece.state.get("momentum_buffer"),
+                model_param=piece.model,
+                lr=lr,
+                momentum=self._momentum,
+                weight_decay=weight_decay,
+                grad_scale=grad_scale,
+            )
 
 
 def build_update(config: OptimizerConfig) -> UpdateRule:
