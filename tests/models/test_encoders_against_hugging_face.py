@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from encoder_cases import (
+
+from megacore.testing.encoder_cases import (
     CASES,
     LENGTHS,
     VOCAB,
@@ -17,7 +18,6 @@ from encoder_cases import (
     ours_from,
     their_gradients,
 )
-
 from megacore.testing.tolerance import expect_close, rms_error
 
 transformers.logging.set_verbosity_error()

@@ -30,7 +30,7 @@ from megacore.checkpoint.convert.tokenizer_files import (
     tokenizer_of,
 )
 from megacore.errors import CheckpointError
-from megacore.models.gpt import GPTModel
+from megacore.models.select import parameter_shapes
 
 _MAX_FAULTS_SHOWN = 100
 
@@ -76,10 +76,7 @@ def expected_tensors(description: ModelDescription) -> dict[str, tuple[int, ...]
         raise CheckpointError(
             f"models of type {description.model_type} cannot be converted: only GPT can"
         )
-    model = GPTModel(
-        description.config, padded_vocab_size=description.padded_vocab_size, device="meta"
-    )
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return parameter_shapes(description.config, padded_vocab_size=description.padded_vocab_size)
 
 
 def make_plan(

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from megacore.checkpoint.convert.model_stream import ModelDescription
-from megacore.models.gpt import GPTModel
+from megacore.layers.transformer import TransformerBlock
+from megacore.models.select import MODELS
 
 
 @torch.no_grad()
@@ -22,6 +23,8 @@ def streamed_logits(
 ) -> Tensor:
     """Logits of a model of which the embedding, one layer or the output layer is in memory.
 
+    Those of the masked-token head of a BERT; of a T5 whose encoder and decoder both get the tokens.
+
     Args:
         description: The model.
         read: Canonical name -> full tensor, of any dtype.
@@ -31,7 +34,8 @@ def streamed_logits(
     Returns:
         [B, S, V] of `dtype`, padding rows of the vocabulary included.
     """
-    model = GPTModel(
+    family = description.config.model_family
+    model = MODELS[family](
         description.config,
         padded_vocab_size=description.padded_vocab_size,
         dtype=dtype,
@@ -41,15 +45,24 @@ def streamed_logits(
     assert embedding is not None  # the model is whole
     assert output is not None
     stay = [embedding] if output.tied else []
-    parts: list[nn.Module] = [embedding, *model.decoder.layers.values(), output]
-    if model.decoder.final_layernorm is not None:
-        parts.append(model.decoder.final_layernorm)
+    parts: list[nn.Module] = []
+    for child in model.children():
+        if isinstance(child, TransformerBlock):
+            parts += [*child.layers.values(), *filter(None, [child.final_layernorm])]
+        else:
+            parts.append(child)
     prefixes = {module: name for name, module in model.named_modules()}
     for part in parts:
         part.register_forward_pre_hook(_filler(prefixes[part], read, dtype))
         if part not in stay:
             part.register_forward_hook(_release)
-    logits: Tensor = model(tokens)
+    logits: Tensor
+    if family == "bert":
+        logits = model(tokens).tokens
+    elif family == "t5":
+        logits = model(tokens, tokens)
+    else:
+        logits = model(tokens)
     return logits
 
 

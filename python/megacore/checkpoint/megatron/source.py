@@ -56,7 +56,9 @@ def described(
         raise CheckpointError(f"{path}: holds no args: the architecture is not known")
     if WORD_EMBEDDING not in tensors:
         raise CheckpointError(f"{path}: holds no {WORD_EMBEDDING}: not a GPT")
-    untied = {"untie_embeddings_and_output_weights": OUTPUT_WEIGHT in tensors}
+    # Under the second name in an encoder-decoder.
+    outputs = (OUTPUT_WEIGHT, f"lm_head.{OUTPUT_WEIGHT}")
+    untied = {"untie_embeddings_and_output_weights": any(name in tensors for name in outputs)}
     config = model_config({**settings, **untied}, where=str(path))
     names = tuple(field.name for field in fields(TokenizerConfig))
     tokenizer = of_arguments(settings, names, path.parent)

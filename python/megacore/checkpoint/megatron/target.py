@@ -163,8 +163,13 @@ class MegatronTarget:
         """Rows of vocabulary weights: the true size padded, or the source's rows as they are.
 
         Raises:
-            CheckpointError: The ranks cannot be given equally many.
+            CheckpointError: The ranks cannot be given equally many, or the model is not a GPT.
         """
+        if description.config.model_family != "gpt":
+            raise CheckpointError(
+                f"a {description.config.model_family} cannot be written in this format: only "
+                "torch_dist holds other models than GPTs"
+            )
         size = self._sizes(description).tensor
         return rows_of_vocabulary(description, self._options, tensor_size=size)
 
