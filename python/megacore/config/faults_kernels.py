@@ -11,4 +11,10 @@ KERNEL_RULES: dict[str, Rule] = {
         "to them in between, and the models that train on other outputs have no such loss.",
         "Remove one of the two.",
     ),
+    "MC1231": Rule(
+        "--fp8-format needs a checkpoint format that holds its scales",
+        "Megatron-LM's `torch` format has no place for them, and a run that goes on without them "
+        "is another run.",
+        "Leave `--ckpt-format torch` out.",
+    ),
 }

@@ -132,6 +132,37 @@ class _ReduceScatter(torch.autograd.Function):
         return start_all_gather(grads[0], ctx.group, ctx.dim)(), None, None
 
 
+class _Shared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group, sequence: bool) -> Tensor:
+        ctx.group, ctx.sequence = group, sequence
+        return start_all_gather(x, group, 1)() if sequence else x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        if ctx.sequence:
+            return start_reduce_scatter(grads[0], ctx.group, 1)(), None, None
+        return start_all_reduce(grads[0].clone(), ctx.group)(), None, None
+
+
+def shared(x: Tensor, group: Group, *, sequence: bool) -> Tensor:
+    """`x`, for members that each multiply it with weights of their own.
+
+    In backward their gradients are summed.
+
+    Args:
+        x: [B, S, ...], the same everywhere; with `sequence` each has [B, S / size, ...] of it.
+        group: Members.
+        sequence: Put the parts of the sequence together, and cut the sum of the gradients.
+
+    Returns:
+        [B, S, ...].
+    """
+    result = _Shared.apply(x, group, sequence)
+    assert isinstance(result, Tensor)
+    return result
+
+
 class _Join(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group, dim: int) -> Tensor:

@@ -19,13 +19,7 @@ from megacore.layers.cross_entropy import loss_dtype
 from megacore.layers.embedding import lookup
 from megacore.ops.cross_entropy import PLAIN, LogitSums, logit_sums
 from megacore.ops.linear_cross_entropy import linear_token_losses
-from megacore.parallel.collectives import (
-    reduce,
-    reduce_scatter,
-    start_all_gather,
-    start_all_reduce,
-    start_reduce_scatter,
-)
+from megacore.parallel.collectives import reduce, reduce_scatter, shared, start_all_reduce
 from megacore.parallel.groups import Group
 from megacore.parallel.pieces import SEQUENCE
 
@@ -151,8 +145,7 @@ class SplitLinearTokenLoss(nn.Module):
         group = self.group
         vocab_size = weight.shape[0] * group.size
         check_ids(labels, vocab_size, "label")
-        whole = _Shared.apply(hidden, group, self.sequence)
-        assert isinstance(whole, Tensor)
+        whole = shared(hidden, group, sequence=self.sequence)
         losses = linear_token_losses(
             whole.flatten(0, 1),
             weight,
@@ -162,23 +155,6 @@ class SplitLinearTokenLoss(nn.Module):
             exchange=lambda sums: _whole_sums(sums, group),
         )
         return losses.view(labels.shape)
-
-
-class _Shared(torch.autograd.Function):
-    """Hidden states that every process multiplies with weights of its own."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, group: Group, sequence: bool) -> Tensor:
-        ctx.group, ctx.sequence = group, sequence
-        if not sequence:
-            return hidden.view_as(hidden)
-        return start_all_gather(hidden, group, SEQUENCE)()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        if ctx.sequence:
-            return start_reduce_scatter(grads[0], ctx.group, SEQUENCE)(), None, None
-        return start_all_reduce(grads[0].clone(), ctx.group)(), None, None
 
 
 def _whole_sums(here: LogitSums, group: Group) -> LogitSums:

@@ -10,6 +10,7 @@ from megacore.models.gpt import GPTModel
 from megacore.optim import MicrobatchCalculator, Optimizer, ParamScheduler, build_optimizer
 from megacore.optim.config import PrecisionConfig
 from megacore.parallel.apply import MakeModel, ParallelModel, build_parallel_model
+from megacore.parallel.fp8 import Fp8Scaling, apply_fp8
 from megacore.parallel.groups import ParallelGroups
 from megacore.parallel.pipeline_plan import WHOLE_MODEL, StagePlan, run_schedule, stage_plan
 from megacore.parallel.random_streams import RandomStream
@@ -18,11 +19,19 @@ from megacore.training.run_config import RunConfig
 
 @dataclass(frozen=True)
 class Learner:
-    """What training changes, apart from counters and random states."""
+    """What training changes, apart from counters and random states.
+
+    Attributes:
+        model: This process's part of the model.
+        optimizer: Updates it.
+        scheduler: Says with which rates.
+        fp8: Scales of 8-bit operands; None where products have none.
+    """
 
     model: ParallelModel
     optimizer: Optimizer
     scheduler: ParamScheduler
+    fp8: Fp8Scaling | None = None
 
 
 def parameter_dtype(precision: PrecisionConfig) -> torch.dtype:
@@ -101,7 +110,7 @@ def build_learner(
     """Optimizer and schedule around a model.
 
     Raises:
-        UsageError: The optimizer cannot do what the settings ask for.
+        UsageError: The optimizer or the model cannot do what the settings ask for.
     """
     optimizer = build_optimizer(
         list(model.stages.values()),
@@ -125,4 +134,8 @@ def build_learner(
         train_iters=iterations,
         train_samples=training.train_samples,
     )
-    return Learner(model, optimizer, scheduler)
+    fp8 = None
+    if run.fp8.is_on:
+        _, parameter = next(model.named_parameters())
+        fp8 = apply_fp8(model.stages, run.fp8, groups, parameter.device)
+    return Learner(model, optimizer, scheduler, fp8)

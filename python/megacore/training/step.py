@@ -98,6 +98,7 @@ class TrainStep:
     ) -> None:
         self._model = learner.model
         self._optimizer = learner.optimizer
+        self._fp8 = learner.fp8
         self._family = family
         self._passes = passes
         self._policy = policy
@@ -139,6 +140,8 @@ class TrainStep:
                 grad_divisor=tokens if self._policy.per_token_loss else 1.0,
                 count_zero_grads=self._policy.count_zeros,
             )
+            if self._fp8 is not None:
+                self._fp8.update()
         gradient_is_nan = not result.updated and not self._policy.dynamic_loss_scale
         return StepOutcome(
             losses=dict(passed.means),
