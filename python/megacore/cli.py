@@ -52,6 +52,14 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb(
         "megacore.evaluation.cli:main", "score a model on a task (the same as tasks/main.py)"
     ),
+    "index-evidence": Verb(
+        "megacore.evaluation.retrieval.commands:index_evidence",
+        "make the vectors of evidence for retrieval (the same as tools/create_doc_index.py)",
+    ),
+    "train-ict": Verb(
+        "megacore.evaluation.retrieval.ict:main",
+        "train two encoders for retrieval (the same as pretrain_ict.py)",
+    ),
     "lm-eval": Verb(
         "megacore.evaluation.harness:main", "the lm-evaluation-harness, with the model megacore"
     ),
@@ -67,6 +75,9 @@ VERBS: dict[str, Verb] = {
     ),
     "schedule": Verb(
         "megacore.planning.schedule_command:main", "make, check, simulate, draw a pipeline schedule"
+    ),
+    "layout": Verb(
+        "megacore.planning.layout_command:main", "which processes are together on each axis"
     ),
     "plan": Verb(
         "megacore.planning.plan_command:main", "layouts: time, memory, failures, before renting"
