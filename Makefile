@@ -78,6 +78,10 @@ sanitize: $(VENV)/.stamp ## C++ tests under the address, undefined-behaviour and
 	  echo "== $$kind"; $$folder/cpp_tests/megacore_tests --gtest_brief=1 --gtest_filter="$$filter"; \
 	done
 
+.PHONY: soak
+soak: build ## A million random pipeline schedules: valid, in order, free of deadlock
+	@$(BUILD)/cpp_tests/megacore_schedule_soak --plans 1000000
+
 .PHONY: test-slow
 test-slow: build ## The tests that take minutes (packaging in clean environments)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m "slow and not gpu"
