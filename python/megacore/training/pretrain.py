@@ -16,6 +16,7 @@ from megacore.parallel.groups import ParallelGroups
 from megacore.parallel.launch import current_process, meeting_point
 from megacore.parallel.pipeline_plan import ends_of_file
 from megacore.parallel.startup import parallel_groups
+from megacore.system_memory import keep_freed_memory
 from megacore.training.family import Family
 from megacore.training.live_view import Screen
 from megacore.training.loop import finish, train
@@ -93,6 +94,8 @@ def training_session(
     with ExitStack() as stack:
         groups = groups or stack.enter_context(_launched_groups(run))
         device = training_device(run)
+        if device.type == "cpu":
+            keep_freed_memory()
         if screen is None or not groups.world.is_first:
             screen = Screen(live=not run.logging.no_live_view, silent=not groups.world.is_first)
         screen = stack.enter_context(screen)
