@@ -361,9 +361,9 @@ OF_CONVERSION = {f"MC{number}" for number in range(1001, 1008)}
 # Of megacore lora; triggered in tests/checkpoint/lora/test_lora_commands.py.
 OF_ADAPTERS = {"MC1105", "MC1106"}
 # Of megacore evaluate; triggered in tests/evaluation.
-OF_TASKS = {f"MC{number}" for number in range(1340, 1347)}
+OF_TASKS = {f"MC{number}" for number in range(1340, 1348)}
 # Of megacore plan; triggered in tests/planning.
-OF_PLANNING = {f"MC{number}" for number in range(1425, 1427)}
+OF_PLANNING = {f"MC{number}" for number in (*range(1420, 1424), 1425, 1426)}
 FILES = {
     "unknown_key.yaml": "hiden_size: 32\n",
     "unknown_group.yaml": "modle:\n  hidden_size: 32\n",

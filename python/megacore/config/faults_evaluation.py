@@ -45,4 +45,9 @@ EVALUATION_RULES: dict[str, Rule] = {
         "Tensor, sequence and data parallelism work, and checkpoints of any layout can be read.",
         "Use `--pipeline-model-parallel-size 1`.",
     ),
+    "MC1347": Rule(
+        "Retrieval runs in one process",
+        "The index is searched as a whole, and indexing goes on where an earlier run was.",
+        "Start it without a launcher of several processes.",
+    ),
 }

@@ -19,6 +19,8 @@ def main(argv: list[str]) -> int:
     evaluation = parse_task(words)
     if evaluation.task.is_zero_shot:
         return _zero_shot(evaluation)
+    if not evaluation.task.is_finetuning:
+        return _retrieval(evaluation)
     from megacore.evaluation.finetuning import finetune
 
     return finetune(evaluation)
@@ -48,3 +50,9 @@ def _zero_shot(evaluation: TaskRun) -> int:
         rule = "-" * (len(line) + 1)
         say(f"{rule}\n{line}\n{rule}")
     return EXIT_OK
+
+
+def _retrieval(evaluation: TaskRun) -> int:
+    from megacore.evaluation.retrieval.commands import evaluate_retriever
+
+    return evaluate_retriever(evaluation.run, evaluation.retrieval)

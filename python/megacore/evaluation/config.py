@@ -13,6 +13,7 @@ from megacore.errors import Fault
 
 ZERO_SHOT_TASKS = ("WIKITEXT103", "LAMBADA")
 FINETUNING_TASKS = ("RACE", "MNLI", "QQP")
+RETRIEVAL_TASKS = ("RETRIEVER-EVAL", "ICT-ZEROSHOT-NQ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class TaskConfig:
     task: str | None = flag(
         "--task",
         default=None,
-        choices=(*ZERO_SHOT_TASKS, *FINETUNING_TASKS),
+        choices=(*ZERO_SHOT_TASKS, *FINETUNING_TASKS, *RETRIEVAL_TASKS),
         help="name of the task; required",
     )
     train_data: tuple[str, ...] | None = flag(
@@ -62,17 +63,23 @@ class TaskConfig:
         """Whether a GPT is scored as it is."""
         return self.task in ZERO_SHOT_TASKS
 
+    @property
+    def is_finetuning(self) -> bool:
+        """Whether an encoder is finetuned, or one that was is scored."""
+        return self.task in FINETUNING_TASKS
+
     def faults(self) -> Iterator[Fault]:
         """What is missing or too much for the task."""
         yield from value_faults(self)
         if self.task is None:
             yield required("--task")
         elif not self.valid_data:
-            yield required("--valid-data")
+            if self.task not in RETRIEVAL_TASKS:
+                yield required("--valid-data")
         elif self.is_zero_shot and len(self.valid_data) > 1:
             given = {"--task": self.task, "--valid-data": " ".join(self.valid_data)}
             yield fault("MC1340", given, allowed="one file")
-        if self.task in FINETUNING_TASKS:
+        if self.is_finetuning:
             if self.epochs is None:
                 yield required("--epochs")
             elif self.epochs > 0 and not self.train_data:
@@ -82,8 +89,9 @@ class TaskConfig:
         """Remarks on settings that have no effect for this task, one line each."""
         unused = {
             "--strict-lambada": self.strict_lambada and self.task != "LAMBADA",
-            "--train-data": bool(self.train_data) and self.is_zero_shot,
-            "--epochs": self.epochs is not None and self.is_zero_shot,
-            "--keep-last": self.keep_last and self.is_zero_shot,
+            "--train-data": bool(self.train_data) and not self.is_finetuning,
+            "--epochs": self.epochs is not None and not self.is_finetuning,
+            "--keep-last": self.keep_last and not self.is_finetuning,
+            "--valid-data": bool(self.valid_data) and self.task in RETRIEVAL_TASKS,
         }
         return [f"{name} has no effect on {self.task}" for name, there in unused.items() if there]

@@ -9,9 +9,10 @@ from megacore.config.faults import fault, required
 from megacore.config.layers import Origin
 from megacore.config.parser import merge_faults, read_layers, show_notes
 from megacore.config.report import format_config
-from megacore.config.settings import value_faults
+from megacore.config.settings import settings_of, value_faults
 from megacore.errors import Fault, Information
 from megacore.evaluation.config import TaskConfig
+from megacore.evaluation.retrieval.config import BiencoderConfig, RetrievalConfig
 from megacore.parallel.launch import launch_faults, launched_world_size
 from megacore.training.cli import checkpoint_arguments
 from megacore.training.run_config import (
@@ -34,11 +35,13 @@ class TaskRun:
         task: The task and its files.
         run: Model, tokenizer, batches, checkpoints and the rest; not resolved, because the length
             of a finetuning follows from its data.
+        retrieval: Evidence, index and questions.
         origins: Where each value came from.
     """
 
     task: TaskConfig
     run: RunConfig
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     origins: Mapping[str, Origin] = field(default_factory=dict)
 
     def is_given(self, name: str) -> bool:
@@ -50,14 +53,35 @@ class TaskRun:
         yield from self.task.faults()
         if self.task.is_zero_shot:
             yield from self._zero_shot_faults()
-        elif self.task.task is not None:
+        elif self.task.is_finetuning:
             yield from self._finetuning_faults()
+        elif self.task.task is not None:
+            yield from self._plain_faults()
+            yield from self._retrieval_faults()
 
-    def _zero_shot_faults(self) -> Iterator[Fault]:
-        for component in self.run.components:
+    def _plain_faults(self) -> Iterator[Fault]:
+        """Of tasks that take a model as it is, with its settings."""
+        for component in (*self.run.components, self.retrieval):
             yield from value_faults(component)
         if self.run.checkpoint.load is None:
             yield required("--load")
+
+    def _retrieval_faults(self) -> Iterator[Fault]:
+        retrieval = self.retrieval
+        if retrieval.qa_data_dev is None and retrieval.qa_data_test is None:
+            yield required("--qa-data-dev")
+        for name, value in (
+            ("--evidence-data-path", retrieval.evidence_data_path),
+            ("--embedding-path", retrieval.embedding_path),
+        ):
+            if value is None:
+                yield required(name)
+        if self.run.parallel.world_size > 1:
+            given = {"--task": self.task.task, "processes": self.run.parallel.world_size}
+            yield fault("MC1347", given, allowed="1")
+
+    def _zero_shot_faults(self) -> Iterator[Fault]:
+        yield from self._plain_faults()
         yield from self.run.precision.faults()
         parallel = self.run.parallel
         sizes = {
@@ -160,24 +184,39 @@ def parse_task(
     """
     types = config_types()
     parsed, faults, doubtful = read_layers(
-        [TaskConfig, *types.values()],
+        [TaskConfig, RetrievalConfig, BiencoderConfig, *types.values()],
         argv,
         prog="megacore evaluate",
         description=_DESCRIPTION,
         megatron=True,
     )
+    faults = without_own(faults, (RetrievalConfig, BiencoderConfig))
     origins = parsed.origins
     run = RunConfig(**{name: parsed.configs[kind] for name, kind in types.items()})
     faults.extend(launch_faults(environment))
-    if run.checkpoint.use_checkpoint_args and not parsed.configs[TaskConfig].is_zero_shot:
+    if run.checkpoint.use_checkpoint_args and parsed.configs[TaskConfig].is_finetuning:
         run, origins = with_checkpoint(run, parsed.origins, read_checkpoint(run))
     run = run.in_world(launched_world_size(environment))
-    result = TaskRun(task=parsed.configs[TaskConfig], run=run, origins=origins)
+    result = TaskRun(
+        task=parsed.configs[TaskConfig],
+        run=run,
+        retrieval=parsed.configs[RetrievalConfig],
+        origins=origins,
+    )
     faults.extend(result.faults())
     merge_faults(faults, doubtful)
     show_notes([*parsed.notes, *result.task.notes()])
     if parsed.print_config:
-        raise Information(format_config([result.task, *run.components], origins))
+        raise Information(format_config([result.task, result.retrieval, *run.components], origins))
     if result.task.is_zero_shot:
         run = replace(run, parallel=run.parallel.resolved())
     return replace(result, run=run)
+
+
+def without_own(faults: Sequence[Fault], configs: Sequence[type]) -> list[Fault]:
+    """Faults without those of flags that only this command has.
+
+    The table of Megatron's flags says what becomes of them in `megacore train`.
+    """
+    own = {name for config in configs for setting in settings_of(config) for name in setting.names}
+    return [one for one in faults if one.id != "MC0011" or not own.issuperset(one.given)]

@@ -60,14 +60,16 @@ def load_model(
         model = model_of(source, dtype=None if dtype == "auto" else _DTYPES[dtype], device=device)
         return model, tokenizer, description.config
     checkpoint = load_checkpoint(directory, step=step)
-    arguments = _arguments(checkpoint)
-    config = _config(ModelConfig, arguments, checkpoint.path).resolved()
+    arguments = stored_arguments(checkpoint)
+    config = stored_config(ModelConfig, arguments, checkpoint.path).resolved()
     tokenizer_arguments = {**arguments, **(tokenizer_files or {})}
     for name in PATH_FIELDS:
         if tokenizer_arguments.get(name):
             path = resolve(str(tokenizer_arguments[name]), checkpoint.path.parent)
             tokenizer_arguments[name] = str(path)
-    tokenizer = build_tokenizer(_config(TokenizerConfig, tokenizer_arguments, checkpoint.path))
+    tokenizer = build_tokenizer(
+        stored_config(TokenizerConfig, tokenizer_arguments, checkpoint.path)
+    )
     rows = arguments.get("padded_vocab_size")
     if not isinstance(rows, int):
         raise CheckpointError(
@@ -86,7 +88,7 @@ def load_model(
 
 def _load_adapted(model: GPTModel, checkpoint: Checkpoint, arguments: Mapping[str, Any]) -> None:
     """Gives a model the adapters of a checkpoint, and the weights of their base."""
-    add_adapters(model, _config(LoraConfig, arguments, checkpoint.path))
+    add_adapters(model, stored_config(LoraConfig, arguments, checkpoint.path))
     base = open_checkpoint(find_base(arguments, checkpoint.path))
     parameters = dict(model.named_parameters())
     for source, adapters in ((base, False), (checkpoint, True)):
@@ -94,14 +96,14 @@ def _load_adapted(model: GPTModel, checkpoint: Checkpoint, arguments: Mapping[st
         source.load_into("model", wanted, cast=True)
 
 
-def _arguments(checkpoint: Checkpoint) -> dict[str, Any]:
+def stored_arguments(checkpoint: Checkpoint) -> dict[str, Any]:
     arguments = checkpoint.values.get("args")
     if not isinstance(arguments, dict):
         raise CheckpointError(f"{checkpoint.path}: common.pt has no args to build the model from")
     return arguments
 
 
-def _config(kind: type[_Config], arguments: Mapping[str, Any], path: Path) -> _Config:
+def stored_config(kind: type[_Config], arguments: Mapping[str, Any], path: Path) -> _Config:
     """The stored values of one configuration; what is not stored has its default."""
     names = [field.name for field in fields(kind) if field.name in arguments]  # type: ignore[arg-type]
     if not names:

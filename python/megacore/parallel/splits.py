@@ -64,4 +64,6 @@ SPLITS = (
     LayerSplit(layers="lm_head.*", split="tokens"),
     LayerSplit(layers="pooler.dense", split="tokens"),
     LayerSplit(layers="*_head", split="tokens"),
+    # Towers of two encoders, which are not divided.
+    LayerSplit(layers="*_model.*", split="tokens"),
 )

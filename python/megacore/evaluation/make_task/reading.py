@@ -45,8 +45,9 @@ def race(corpus: Corpus, random: Random, examples: int) -> Iterator[tuple[str, s
                 if record is not None and questions < examples:
                     lines.append(json.dumps(record))
                     questions += len(record["questions"])
-            for first in range(0, len(lines), _ARTICLES_PER_FILE):
-                content = "\n".join(lines[first : first + _ARTICLES_PER_FILE]) + "\n"
+            # Without any questions there is still a file, which is empty.
+            for first in range(0, max(len(lines), 1), _ARTICLES_PER_FILE):
+                content = "".join(f"{line}\n" for line in lines[first : first + _ARTICLES_PER_FILE])
                 yield f"{part}/{level}/{first // _ARTICLES_PER_FILE}.txt", content
 
 

@@ -1,0 +1,1 @@
+"""Open-domain question answering by retrieval: two encoders, an index of evidence, accuracy."""
