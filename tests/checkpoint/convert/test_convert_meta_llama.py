@@ -78,6 +78,26 @@ def test_logits_are_those_of_transformers(tmp_path, shards, embedding_dim) -> No
     assert "4096 positions are taken" in source.description.remarks[-1]
 
 
+@pytest.mark.parametrize(("shards", "embedding_dim"), [(1, 0), (2, 1)])
+@pytest.mark.parametrize("stored", ["twice", "once"])
+def test_one_weight_for_embedding_and_output(tmp_path, shards, embedding_dim, stored) -> None:
+    model = random_llama(**WIDTH, tie_word_embeddings=True)
+    directory = written(tmp_path / "m", model, shards=shards, embedding_dim=embedding_dim)
+    if stored == "twice":
+        weight = model.get_input_embeddings().weight.detach()
+        for number, part in enumerate(weight.chunk(shards)):
+            path = directory / f"consolidated.{number:02d}.pth"
+            torch.save({**torch.load(path), "output.weight": part.clone()}, path)
+    source = opened(directory)
+    assert not source.description.config.untie_embeddings_and_output_weights
+    infos = {name: source.info(name).shape for name in source.names()}
+    assert infos == expected_tensors(source.description)
+    reference = peer_logits(model, TOKENS)
+    found = streamed_logits(source.description, source.read, TOKENS, dtype=torch.float64)
+    expect_close(found, reference, bound=2e-6 * reference.abs().max().item())
+    assert ("output.weight" in source.unmapped()) == (stored == "twice")
+
+
 def test_scaled_rotation_and_its_unsaid_factor(tmp_path) -> None:
     parameters = {**LLAMA3, "rope_theta": 500000.0}
     model = random_llama(**WIDTH, rope_parameters=parameters, head_dim=32)

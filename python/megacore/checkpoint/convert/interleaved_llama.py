@@ -90,7 +90,8 @@ class InterleavedLlama:
             self._add(f"{mlp}.linear_fc1.weight", _stacked, *halves)
             self._add(f"{mlp}.linear_fc2.weight", _same, names.down.format(layer))
         self._add("decoder.final_layernorm.weight", _same, names.final_norm)
-        self._add("output_layer.weight", _same, names.output)
+        if config.untie_embeddings_and_output_weights:
+            self._add("output_layer.weight", _same, names.output)
 
     def _add(self, name: str, build: Callable[..., Tensor], *origins: str) -> None:
         if all(origin in self._found for origin in origins):

@@ -91,7 +91,7 @@ class MetaLlamaSource:
         self._shards = [_weights(file) for file in _files(path)]
         self._check_shards()
         heads = self._number(values, "n_heads")
-        hidden = self._number(values, "dim")
+        hidden = self._hidden = self._number(values, "dim")
         width = values.get("head_dim") or hidden // heads
         rows = self._full_shape(_NAMES.embedding, hidden)[0]
         true_size = values.get("vocab_size", -1)
@@ -106,10 +106,9 @@ class MetaLlamaSource:
             num_query_groups=values.get("n_kv_heads") or heads,
             kv_channels=width,
             norm_epsilon=float(values.get("norm_eps", 1e-5)),
-            untie_embeddings_and_output_weights=True,
+            untie_embeddings_and_output_weights=not self._is_tied(),
             **self._positions(values, remarks),
         )
-        self._hidden = hidden
         dtypes = {tensor.dtype for shard in self._shards for tensor in shard.values()}
         self.description = ModelDescription(
             config=config,
@@ -145,14 +144,21 @@ class MetaLlamaSource:
     def unmapped(self) -> dict[str, str]:
         """Tensors of the files that are not part of the model -> why, or "" when not known."""
         used = self._tensors.used()
-        return {
-            name: "rotary frequencies, which are computed" if name == "rope.freqs" else ""
-            for name in self._shards[0]
-            if name not in used
+        reasons = {
+            "rope.freqs": "rotary frequencies, which are computed",
+            _NAMES.output: f"equal to {_NAMES.embedding}, which is used for both",
         }
+        return {name: reasons.get(name, "") for name in self._shards[0] if name not in used}
 
     def close(self) -> None:
         """Nothing to do: the maps of the files end with the tensors that view them."""
+
+    def _is_tied(self) -> bool:
+        """Whether one weight is embedding and output: the small Llamas store it under both names,
+        and params.json does not say so."""
+        if _NAMES.output not in self._shards[0]:
+            return True
+        return torch.equal(self._source_read(_NAMES.output), self._source_read(_NAMES.embedding))
 
     def _check_shards(self) -> None:
         for number, shard in enumerate(self._shards):
