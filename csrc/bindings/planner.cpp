@@ -48,6 +48,7 @@ void bind_inputs(py::module_& planner) {
         .def_readwrite("dropout", &pl::Model::dropout)
         .def_readwrite("causal", &pl::Model::causal)
         .def_readwrite("flash", &pl::Model::flash)
+        .def_readwrite("fused_loss", &pl::Model::fused_loss)
         .def_readwrite("half_gradients", &pl::Model::half_gradients)
         .def_readwrite("dtype_bytes", &pl::Model::dtype_bytes)
         .def("padded_vocab", &pl::Model::padded_vocab, py::arg("tensor"));

@@ -241,7 +241,7 @@ void BlockBuilder::residual() {
     cost_.input_grad.memory += backward;
     record("residual", "memory_bound", forward, backward, 0.0);
     launch(1, moved > 0.0 ? 1 : 0, 0);
-    if (model_.dropout) keep(h * split());
+    // The mask of dropout is drawn again in backward.
 }
 
 void BlockBuilder::scattered_sum() {

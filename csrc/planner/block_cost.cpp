@@ -2,9 +2,8 @@
 //
 // Activations are those that the autograd functions of megacore.layers keep (per token, h hidden,
 // e bytes per element): input of each norm and its statistics, input of each product, q, k, v, the
-// output and log-sums of attention, input and output of the activation, one byte per dropped-out
-// element. Sequence parallelism divides what lies between the products, tensor parallelism the
-// rest.
+// output and log-sums of attention, input and output of the activation, the logits. Sequence
+// parallelism divides what lies between the products, tensor parallelism the rest.
 #include "planner/block_cost.h"
 
 #include <algorithm>
@@ -88,6 +87,12 @@ void add_mlp(BlockBuilder& b) {
     b.pointwise("activation", inputs + f, 2.0 * inputs + f);
     b.row("fc2", f, static_cast<double>(model.hidden));
     b.residual();
+    // The gradients of input and output of the activation, that of the residual stream before and
+    // after dropout, and the gathered one.
+    const double split = b.split();
+    const double streams = split * (model.dropout ? 2.0 : 1.0) + (split < 1.0 ? 1.0 : 0.0);
+    b.transient(b.tokens() * model.dtype_bytes *
+                (inputs + f + streams * static_cast<double>(model.hidden)));
 }
 
 BlockCost layer_cost(BlockBuilder b, double length, double source, bool causal) {
@@ -106,11 +111,11 @@ BlockCost embedding_cost(BlockBuilder b) {
     if (model.learned_positions > 0) b.pointwise("positions", 2.0 * h * b.split(), h * b.split());
     if (model.dropout) {
         b.pointwise("dropout", 2.0 * h * b.split(), 2.0 * h * b.split());
-        b.keep(h * b.split());
     }
     b.keep(8.0);  // the tokens
-    // The gradient of the table, before it is added to the others.
-    b.transient(static_cast<double>(model.padded_vocab(b.tensor_size())) * h / b.tensor() * e);
+    // The gradient of the table, before it is added to the others in fp32.
+    const double table = static_cast<double>(model.padded_vocab(b.tensor_size())) * h / b.tensor();
+    b.transient((e < 4.0 ? table * e : 0.0) + b.tokens() * h * e);
     return b.take();
 }
 
@@ -121,12 +126,22 @@ BlockCost output_cost(BlockBuilder b) {
     const double e = model.dtype_bytes;
     b.norm();
     b.column("logits", h, v);
-    b.keep(v * e);
     b.keep(8.0);
-    // fp32 copies of the logits: written and read in forward, their gradient in backward.
-    b.pointwise("cross_entropy", v * (e + 8.0) / e, v * (2.0 * e + 4.0) / e);
+    if (model.fused_loss) {
+        // Reads the logits; backward writes their gradient in their place.
+        b.keep(v * e);
+        b.pointwise("cross_entropy", v, 2.0 * v);
+    } else {
+        // fp32 copies for the maximum, the difference, the exponentials, their sum and the
+        // quotient, which is kept; backward subtracts the labels, scales and converts.
+        b.keep(v * 4.0);
+        b.pointwise("cross_entropy", v * (e + 36.0) / e, v * (2.0 * e + 20.0) / e);
+        b.transient(b.tokens() * v * 4.0);
+    }
     b.loss_sums();
-    b.transient(b.tokens() * v * 4.0);
+    // The gradient of the matrix, before it is added to the others in fp32, and of the input.
+    const double gathered = b.split() < 1.0 ? 2.0 : 1.0;
+    b.transient((e < 4.0 ? v * h * e : 0.0) + gathered * b.tokens() * h * e);
     return b.take();
 }
 

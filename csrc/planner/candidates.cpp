@@ -19,6 +19,17 @@ int settled(const Layout& layout, int num_microbatches) {
     return enough + num_microbatches % layout.pipeline;
 }
 
+/// Gives the first and the last stage fewer layers, where the layers do not divide equally.
+void divide_unevenly(Layout& layout, int num_layers) {
+    const int p = layout.pipeline;
+    if (num_layers % p == 0 || p < 3) return;
+    const int others = (num_layers + p - 1) / p;
+    const int rest = num_layers - others * (p - 2);
+    if (rest < 2) return;
+    layout.last_layers = rest / 2;
+    layout.first_layers = rest - rest / 2;
+}
+
 }  // namespace
 
 Candidates::Candidates(const Model& model, const Hardware& hardware, const SearchSpace& space)
@@ -113,7 +124,9 @@ void Candidates::add_schedules(Layout layout, const BlockCosts& blocks) {
             }
         } else {
             layout.virtual_stages = is_v_shaped(schedule) ? 2 : 1;
-            add_variants(layout, blocks);
+            Layout even = layout;
+            if (!is_v_shaped(schedule)) divide_unevenly(even, model_.total_layers());
+            add_variants(even, blocks);
         }
     }
 }
@@ -165,14 +178,16 @@ void Candidates::add_candidate(const Layout& layout, const StepModel& step, doub
             kept = kept == 0.0 ? bytes : std::min(kept, bytes);
         }
         kept *= flying == nullptr ? 1.0 : (*flying)[r];
-        const double bytes = step.states[r].total() + kept + hardware_.reserve_bytes;
+        const double bytes =
+            step.states[r].total() + step.states[r].in_use_bytes + kept + hardware_.reserve_bytes;
         if (bytes > space_.memory_bytes) {
             reject("does not fit into memory", layout);
             return;
         }
     }
     Candidate candidate;
-    candidate.bound_s = pipeline_s + replica_tail(layout, step) + hardware_.step_overhead_s;
+    candidate.bound_s = std::max(pipeline_s, least_replica_time(layout, step)) +
+                        replica_tail(layout, step) + hardware_.step_overhead_s;
     candidate.family = static_cast<std::int32_t>(families_.size()) - 1;
     candidate.sharding = layout.sharding;
     candidate.recompute = layout.recompute;

@@ -55,6 +55,7 @@ void set_memory(Estimate& result,
         for (const int s : step.held[r]) {
             memory.transient = std::max(memory.transient, step.stages[index(s)].transient_bytes);
         }
+        memory.transient += memory.state.in_use_bytes;
         memory.allocator = hardware.allocator_slack * (memory.activations + memory.transient);
         memory.reserve = hardware.reserve_bytes;
         if (memory.total() > most) {
@@ -107,7 +108,8 @@ void set_volume(Estimate& result,
                 volume.data = m * reduce + gather;
                 break;
             case Sharding::kParameters:
-                volume.data = m * (reduce + 2.0 * gather);
+                // Layers are gathered for forward and for backward, the rest once for both.
+                volume.data = m * (reduce + gather * (1.0 + state.layer_elements / state.elements));
                 break;
         }
         result.volume.push_back(volume);

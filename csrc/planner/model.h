@@ -31,6 +31,7 @@ struct Model {
     bool norm_bias = true;
     bool dropout = true;  ///< Of hidden states.
     bool causal = true;
+    bool fused_loss = true;       ///< Cross entropy that makes no fp32 copies of the logits.
     bool flash = true;            ///< Attention that keeps no scores.
     bool half_gradients = false;  ///< Gradients are summed in the dtype of the parameters.
     int dtype_bytes = 2;

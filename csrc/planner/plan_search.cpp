@@ -57,10 +57,10 @@ public:
 
     SearchResult run() {
         simulate_best();
+        add_alternatives(candidates_.counts());
         SearchResult result = std::move(candidates_.counts());
         result.simulated = simulated_;
         result.cut_short = cut_short_;
-        add_alternatives(result);
         for (auto& [key, plan] : found_) result.plans.push_back(std::move(plan));
         std::stable_sort(
             result.plans.begin(), result.plans.end(), [](const auto& a, const auto& b) {

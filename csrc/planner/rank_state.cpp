@@ -34,6 +34,62 @@ void add_counts(RankState& state,
     }
 }
 
+/// Sums of the parameters of a stage, and of those in layers.
+struct Counts {
+    std::int64_t all = 0;
+    std::int64_t in_layers = 0;
+    std::int64_t largest_unit = 0;
+};
+
+Counts count(const std::vector<comm::BucketParam>& params, int num_layers) {
+    Counts counts;
+    std::vector<std::int64_t> units(static_cast<std::size_t>(num_layers) + 2, 0);
+    for (const auto& param : params) units[static_cast<std::size_t>(param.unit)] += param.numel;
+    for (std::size_t unit = 0; unit < units.size(); ++unit) {
+        counts.all += units[unit];
+        if (unit > 0 && unit + 1 < units.size()) counts.in_layers += units[unit];
+        counts.largest_unit = std::max(counts.largest_unit, units[unit]);
+    }
+    return counts;
+}
+
+/// Places every parameter as training does.
+void place_stage(RankState& state,
+                 const Model& model,
+                 const Layout& layout,
+                 const StageContent& stage,
+                 bool tied_apart,
+                 int shards) {
+    auto params = stage_parameters(model, stage, layout.tensor, tied_apart);
+    const Counts counts = count(params, stage.layers);
+    // Buffers hold parameters in the order in which backward completes them.
+    std::reverse(params.begin(), params.end());
+    if (layout.sharding < Sharding::kGradients) {
+        for (std::size_t i = 0; i < params.size(); ++i) params[i].unit = static_cast<int>(i);
+    }
+    const auto plan = comm::plan_buckets(params, {bucket_size(layout), shards});
+    state.elements += static_cast<double>(plan.size());
+    state.layer_elements += static_cast<double>(counts.in_layers);
+    state.largest_unit = std::max(state.largest_unit, static_cast<double>(counts.largest_unit));
+    state.buckets += static_cast<double>(plan.buckets.size());
+}
+
+/// The same without padding, from one layer.
+void count_stage(RankState& state,
+                 const Model& model,
+                 const Layout& layout,
+                 const StageContent& stage,
+                 bool tied_apart) {
+    StageContent one = stage;
+    one.layers = 1;
+    const auto params = stage_parameters(model, one, layout.tensor, tied_apart);
+    const Counts counts = count(params, 1);
+    const std::int64_t more = (stage.layers - 1) * counts.in_layers;
+    state.elements += static_cast<double>(counts.all + more);
+    state.layer_elements += static_cast<double>(counts.in_layers + more);
+    state.largest_unit = std::max(state.largest_unit, static_cast<double>(counts.largest_unit));
+}
+
 }  // namespace
 
 int gradient_element_bytes(const Model& model) {
@@ -48,34 +104,14 @@ RankState rank_state(const Model& model,
     RankState state;
     const int shards = layout.shards() ? layout.replicas() : 1;
     for (const StageContent& stage : stages) {
-        auto params = stage_parameters(model, stage, layout.tensor, tied_apart);
-        // Buffers hold parameters in the order in which backward completes them.
-        std::reverse(params.begin(), params.end());
-        std::int64_t unit_elements = 0;
-        int unit = -1;
-        std::int64_t sum = 0;
-        for (const auto& param : params) {
-            sum += param.numel;
-            unit_elements = param.unit == unit ? unit_elements + param.numel : param.numel;
-            unit = param.unit;
-            state.largest_unit = std::max(state.largest_unit, static_cast<double>(unit_elements));
-        }
-        const std::int64_t limit = bucket_size(layout);
-        if (exact) {
-            if (layout.sharding < Sharding::kGradients) {
-                for (std::size_t i = 0; i < params.size(); ++i) {
-                    params[i].unit = static_cast<int>(i);
-                }
-            }
-            const auto plan = comm::plan_buckets(params, {limit, shards});
-            state.elements += static_cast<double>(plan.size());
-            state.buckets += static_cast<double>(plan.buckets.size());
+        if (exact || model.decoder_layers > 0) {
+            place_stage(state, model, layout, stage, tied_apart, shards);
         } else {
-            state.elements += static_cast<double>(sum);
-            state.buckets += limit > 0 ? static_cast<double>((sum + limit - 1) / limit) : 1.0;
+            count_stage(state, model, layout, stage, tied_apart);
         }
         add_counts(state, model, layout, stage, tied_apart);
     }
+    if (state.buckets == 0.0) set_buckets(state, layout, stages.size());
     set_state_bytes(state, model, layout);
     return state;
 }
@@ -86,14 +122,13 @@ void set_state_bytes(RankState& state, const Model& model, const Layout& layout)
     const double grad = gradient_element_bytes(model);
     // Layers in use: gathered, or with gradients that are not yet reduced; the next one beside it.
     const double in_use = std::min(state.elements, 2.0 * state.largest_unit);
-    state.parameter_bytes =
-        e *
-        (layout.sharding == Sharding::kParameters ? state.own_elements + in_use : state.elements);
-    state.gradient_bytes =
-        grad *
-        (layout.sharding >= Sharding::kGradients ? state.own_elements + in_use : state.elements);
-    const bool is_half = model.dtype_bytes < 4;
+    const bool shards_gradients = layout.sharding >= Sharding::kGradients;
     const bool shards_parameters = layout.sharding == Sharding::kParameters;
+    // What is sharded is kept in fp32 only.
+    state.parameter_bytes = shards_parameters ? 0.0 : e * state.elements;
+    state.gradient_bytes = grad * (shards_gradients ? state.own_elements : state.elements);
+    state.in_use_bytes = in_use * ((shards_parameters ? e : 0.0) + (shards_gradients ? grad : 0.0));
+    const bool is_half = model.dtype_bytes < 4;
     state.main_parameter_bytes = is_half || shards_parameters ? 4.0 * state.own_elements : 0.0;
     state.main_gradient_bytes = is_half && model.half_gradients ? 4.0 * state.own_elements : 0.0;
     state.optimizer_bytes = 8.0 * state.own_elements;

@@ -14,9 +14,11 @@ struct RankState {
     double elements = 0.0;      ///< Of the buffers, with padding.
     double own_elements = 0.0;  ///< That this process updates.
     double buckets = 0.0;
-    double largest_unit = 0.0;   ///< Elements of the largest layer.
-    double replicated = 0.0;     ///< Elements whose gradients sequence parallelism sums.
-    double tied_elements = 0.0;  ///< Of a word embedding that another rank holds too.
+    double largest_unit = 0.0;    ///< Elements of the largest layer.
+    double replicated = 0.0;      ///< Elements whose gradients sequence parallelism sums.
+    double tied_elements = 0.0;   ///< Of a word embedding that another rank holds too.
+    double layer_elements = 0.0;  ///< Of them, those of layers.
+    double in_use_bytes = 0.0;    ///< Gathered parameters, gradients not yet reduced.
     double parameter_bytes = 0.0;
     double gradient_bytes = 0.0;
     double main_parameter_bytes = 0.0;

@@ -6,8 +6,9 @@
 namespace megacore::planner {
 namespace {
 
-/// Adds `count` equal layers.
-void add_layers(StageCost& stage, const Layout& layout, const BlockCost& layer, int count) {
+/// Adds `count` equal layers, which run backward after `freed_bytes` were let go.
+void add_layers(
+    StageCost& stage, const Layout& layout, const BlockCost& layer, int count, double freed_bytes) {
     if (count == 0) return;
     const double n = count;
     stage.forward += n * layer.forward;
@@ -22,16 +23,17 @@ void add_layers(StageCost& stage, const Layout& layout, const BlockCost& layer, 
         kept -= layer.core_bytes;
         stage.recompute += n * layer.core_again;
         stage.context_bytes += n * layer.context_forward_bytes;
-        transient = std::max(transient, layer.core_bytes);
+        transient += layer.core_bytes;
     } else if (layout.recompute == Recompute::kFull) {
         kept = layer.input_bytes;
         stage.recompute += n * layer.forward;
         stage.tensor_bytes += n * layer.tensor_forward_bytes;
         stage.context_bytes += n * layer.context_forward_bytes;
-        transient += layer.kept_bytes;
+        transient += layer.kept_bytes - layer.input_bytes;
     }
     stage.kept_bytes += n * kept;
-    stage.transient_bytes = std::max(stage.transient_bytes, transient);
+    // By then the output layer has let go of what it kept.
+    stage.transient_bytes = std::max(stage.transient_bytes, transient - freed_bytes);
 }
 
 void add_block(StageCost& stage, const BlockCost& block) {
@@ -51,14 +53,20 @@ StageCost stage_cost(const Model& model,
                      const BlockCosts& blocks,
                      const StageContent& content) {
     StageCost stage;
-    if (content.has_embedding) add_block(stage, blocks.embedding);
-    if (model.decoder_layers > 0) {
-        add_layers(stage, layout, blocks.layer, model.layers);
-        add_layers(stage, layout, blocks.decoder_layer, model.decoder_layers);
-    } else {
-        add_layers(stage, layout, blocks.layer, content.layers);
-    }
     if (content.has_output) add_block(stage, blocks.output);
+    const double freed = stage.kept_bytes;
+    if (model.decoder_layers > 0) {
+        add_layers(stage, layout, blocks.layer, model.layers, freed);
+        add_layers(stage, layout, blocks.decoder_layer, model.decoder_layers, freed);
+    } else {
+        add_layers(stage, layout, blocks.layer, content.layers, freed);
+    }
+    if (content.has_embedding) {
+        const double before = stage.transient_bytes;
+        const double others = stage.kept_bytes;
+        add_block(stage, blocks.embedding);
+        stage.transient_bytes = std::max(before, blocks.embedding.transient_bytes - others);
+    }
     stage.input_grad += stage.recompute;
     return stage;
 }

@@ -53,30 +53,41 @@ double uncovered(double work, double pieces, double beside) {
 
 bool per_microbatch(const Layout& layout) { return layout.sharding >= Sharding::kGradients; }
 
-/// What gathers and reductions of each stage take that its own compute cannot cover. The simulator
+/// What gathers and reductions of one stage take that its own compute cannot cover. The simulator
 /// runs them beside the compute of other stages; inside of a stage they go bucket by bucket.
+struct Uncovered {
+    double gather;
+    double reduce;
+};
+
+Uncovered uncovered_of(const Layout& layout, const StepModel& step, std::size_t rank, int s) {
+    const double each = per_microbatch(layout) ? step.num_microbatches : 1.0;
+    const double share = 1.0 / static_cast<double>(step.held[rank].size());
+    const double pieces = std::max(1.0, step.states[rank].buckets * share);
+    const double reduce = step.replicas[rank].reduce * share;
+    const double gather = step.replicas[rank].gather * share;
+    const StageCost& stage = step.stages[index(s)];
+    const double forward = stage.forward.total();
+    const double backward = stage.input_grad.total() + stage.weight_grad.total();
+    Uncovered left{0.0, reduce};
+    if (layout.overlap_grad_reduce) left.reduce = uncovered(reduce, pieces * each, backward * each);
+    if (layout.overlap_param_gather) {
+        const bool twice = layout.sharding == Sharding::kParameters;
+        const double beside = twice ? step.num_microbatches * (forward + backward) : forward;
+        left.gather =
+            uncovered(gather, pieces * (twice ? 2.0 * step.num_microbatches : 1.0), beside);
+    }
+    return left;
+}
+
 void price_replicas(const Layout& layout, const StepModel& step, pipeline::Costs& costs) {
     costs.reduce_grad_us.assign(step.stages.size(), 0.0);
     costs.gather_param_us.assign(step.stages.size(), 0.0);
-    const double each = per_microbatch(layout) ? step.num_microbatches : 1.0;
-    const bool twice = layout.sharding == Sharding::kParameters;
     for (std::size_t r = 0; r < step.held.size(); ++r) {
-        const double share = 1.0 / static_cast<double>(step.held[r].size());
-        const double pieces = std::max(1.0, step.states[r].buckets * share);
-        const double reduce = step.replicas[r].reduce * share;
-        const double gather = step.replicas[r].gather * share;
         for (const int s : step.held[r]) {
-            const StageCost& stage = step.stages[index(s)];
-            const double forward = stage.forward.total();
-            const double backward = stage.input_grad.total() + stage.weight_grad.total();
-            costs.reduce_grad_us[index(s)] =
-                kMicro * (layout.overlap_grad_reduce
-                              ? uncovered(reduce, pieces * each, backward * each)
-                              : reduce);
-            if (!layout.overlap_param_gather) continue;
-            const double beside = twice ? step.num_microbatches * (forward + backward) : forward;
-            const double parts = pieces * (twice ? 2.0 * step.num_microbatches : 1.0);
-            costs.gather_param_us[index(s)] = kMicro * uncovered(gather, parts, beside);
+            const Uncovered left = uncovered_of(layout, step, r, s);
+            costs.reduce_grad_us[index(s)] = kMicro * left.reduce;
+            costs.gather_param_us[index(s)] = kMicro * left.gather;
         }
     }
 }
@@ -211,7 +222,6 @@ PricedSchedule priced_schedule(const Layout& layout,
         options.num_ranks = layout.pipeline;
         options.num_microbatches = step.num_microbatches;
         options.num_chunks = layout.schedule == "interleaved" ? layout.virtual_stages : 0;
-        options.costs = costs;
         schedule = pipeline::make_schedule(layout.schedule, options);
     }
     PricedSchedule priced{std::move(schedule), std::move(costs)};
@@ -234,6 +244,23 @@ double least_pipeline_time(const Layout& layout, const StepModel& step) {
             if (!splits) around += stage.input_grad.total() + stage.weight_grad.total();
         }
         least = std::max(least, busy * step.num_microbatches + around);
+    }
+    return least;
+}
+
+double least_replica_time(const Layout& layout, const StepModel& step) {
+    const std::size_t last = step.held.size() - 1;
+    double least = 0.0;
+    for (const std::size_t r : {std::size_t{0}, last / 2, last}) {
+        Uncovered left{1e30, 1e30};
+        double time = 0.0;
+        for (const int s : step.held[r]) {
+            const Uncovered stage = uncovered_of(layout, step, r, s);
+            left.gather = std::min(left.gather, stage.gather);
+            left.reduce = std::min(left.reduce, stage.reduce);
+            time += step.num_microbatches * step.stages[index(s)].busy();
+        }
+        least = std::max(least, time + left.gather + left.reduce);
     }
     return least;
 }

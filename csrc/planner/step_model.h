@@ -56,6 +56,10 @@ PricedSchedule priced_schedule(const Layout& layout,
 /// its passes, after the first micro-batch has come to it and before the last gradient has left.
 double least_pipeline_time(const Layout& layout, const StepModel& step);
 
+/// The same with the gather before the first pass and the reduction after the last one that the
+/// passes of their own stage cannot cover; of some ranks only, to be fast.
+double least_replica_time(const Layout& layout, const StepModel& step);
+
 /// Sets states and replicas for other sharding and overlaps, from the elements that are known.
 void refresh_replicas(const Model& model,
                       const Layout& layout,
