@@ -15,6 +15,7 @@ from megacore.config.faults_finetune import FINETUNE_RULES
 from megacore.config.faults_kernels import KERNEL_RULES
 from megacore.config.faults_parallel import PARALLEL_RULES
 from megacore.config.faults_planning import PLANNING_RULES
+from megacore.config.faults_sentences import SENTENCE_RULES
 from megacore.errors import Fault
 
 RULES: dict[str, Rule] = {
@@ -443,6 +444,7 @@ RULES: dict[str, Rule] = {
     **PARALLEL_RULES,
     **CONVERT_RULES,
     **FINETUNE_RULES,
+    **SENTENCE_RULES,
     **ENCODER_RULES,
     **EVALUATION_RULES,
     **KERNEL_RULES,

@@ -34,10 +34,20 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """What a stored array must be: its dtype and shape."""
+    """What a stored array must be: its dtype and shape, where None stands for any size."""
 
     dtype: np.dtype[Any]
-    shape: tuple[int, ...]
+    shape: tuple[int | None, ...]
+
+    def fits(self, array: NDArray[Any]) -> bool:
+        """Whether an array is of this type and shape."""
+        return (
+            array.dtype == self.dtype
+            and array.ndim == len(self.shape)
+            and all(
+                wanted in (None, size) for wanted, size in zip(self.shape, array.shape, strict=True)
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -55,17 +65,18 @@ class IndexFiles:
     description: str
 
     @staticmethod
-    def describe(directory: Path, identity: Mapping[str, Any], split: str) -> IndexFiles:
+    def describe(directory: Path, identity: Mapping[str, Any], split: str | None) -> IndexFiles:
         """Names for the indices of something.
 
         Args:
             directory: Folder of the cache.
             identity: Ordered mapping with "class" and all that the indices depend on.
-            split: train, valid or test.
+            split: train, valid or test; None where only the hash tells the splits apart.
         """
         text = json.dumps(identity, indent=4)
         digest = hashlib.md5(text.encode("utf-8"), usedforsecurity=False).hexdigest()
-        return IndexFiles(directory, f"{digest}-{identity['class']}-{split}", text)
+        stem = f"{digest}-{identity['class']}" + (f"-{split}" if split else "")
+        return IndexFiles(directory, stem, text)
 
     def path(self, name: str, suffix: str = ".npy") -> Path:
         """File of the array `name`."""
@@ -134,14 +145,14 @@ class IndexFiles:
             path = self.path(name)
             try:
                 array = np.load(
-                    path, mmap_mode="r" if np.prod(spec.shape) else None, allow_pickle=False
+                    path, mmap_mode=None if 0 in spec.shape else "r", allow_pickle=False
                 )
             except FileNotFoundError:
                 return None
             except (OSError, ValueError, EOFError) as error:
                 _LOGGER.warning("%s cannot be used and is built again: %s", path, error)
                 return None
-            if array.dtype != spec.dtype or array.shape != spec.shape:
+            if not spec.fits(array):
                 _LOGGER.warning(
                     "%s is built again: expected %s %s, found %s %s",
                     path, spec.dtype, list(spec.shape), array.dtype, list(array.shape),

@@ -79,6 +79,14 @@ class Tokenizer(ABC):
         """Ids of the sentinel tokens `<extra_id_0>`, `<extra_id_1>`, ..., possibly none."""
         return []
 
+    def continues_word(self) -> np.ndarray:
+        """Which tokens continue the word before them: those that begin with `##`.
+
+        Returns:
+            uint8 [vocab_size], 1 for such a token.
+        """
+        return np.zeros(self.vocab_size, dtype=np.uint8)
+
     @abstractmethod
     def tokenize(self, text: str) -> list[int]:
         """Ids of a text; special tokens are added only where the type always adds them."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from megacore.data.tokenizers.base import Tokenizer
 from megacore.data.tokenizers.files import read_text
 from megacore.errors import DataError
@@ -85,6 +87,12 @@ class BertWordPieceTokenizer(Tokenizer):
     def extra_ids(self) -> list[int]:
         """Ids of the sentinels."""
         return list(self._extra_ids)
+
+    def continues_word(self) -> np.ndarray:
+        """Word pieces: uint8 [vocab_size], 1 for tokens that begin with ##."""
+        flags = np.zeros(self.vocab_size, dtype=np.uint8)
+        flags[[i for i, token in self._token_of.items() if token.startswith("##")]] = 1
+        return flags
 
     def tokenize(self, text: str) -> list[int]:
         """Ids of a text."""
