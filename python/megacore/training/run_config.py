@@ -14,7 +14,6 @@ from megacore.config.report import flat_values, format_config
 from megacore.config.settings import refuse, settings_of, value_faults
 from megacore.data.chat.config import SftConfig
 from megacore.data.config import DataConfig, TokenizerConfig, is_weight
-from megacore.data.masking import MaskingConfig
 from megacore.errors import Fault, Information
 from megacore.layers.fp8_config import Fp8Config
 from megacore.models.config import ModelConfig, RecomputeConfig
@@ -27,12 +26,9 @@ from megacore.parallel.rules import grid_faults, model_faults, schedule_faults
 from megacore.parallel.supported import notes as parallel_notes
 from megacore.parallel.supported import unsupported
 from megacore.training.config import BatchConfig, LoggingConfig, ProfileConfig, TrainingConfig
-from megacore.training.family_rules import family_faults
 
 SFT_SPLIT = "95, 5, 0"
-DESCRIPTION = (
-    "Train a GPT, BERT or T5. Flags have Megatron-LM's names; with - or _ between the words."
-)
+DESCRIPTION = "Train a GPT. Flags have Megatron-LM's names; with - or _ between the words."
 
 # `--use-checkpoint-args`: taken only where the command line says nothing ...
 CHECKPOINT_FILLS = (
@@ -50,14 +46,6 @@ CHECKPOINT_FILLS = (
 )
 # ... and always taken, because the weights mean nothing without them.
 CHECKPOINT_DECIDES = (
-    "model_family",
-    "bert_binary_head",
-    "decoder_num_layers",
-    "relative_attention_num_buckets",
-    "relative_attention_max_distance",
-    "relu",
-    "lm_head_bias",
-    "scale_tied_output",
     "num_query_groups",
     "group_query_attention",
     "position_embedding_type",
@@ -120,7 +108,6 @@ class RunConfig:
     """Everything that defines a training run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    masking: MaskingConfig = field(default_factory=MaskingConfig)
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
@@ -161,7 +148,6 @@ class RunConfig:
         yield from self._parallel_rules()
         yield from self._lora_rules()
         yield from self._sft_rules()
-        yield from family_faults(self)
 
     def _model_rules(self) -> Iterator[Fault]:
         length, positions = self.data.length, self.model.max_position_embeddings
@@ -247,7 +233,7 @@ class RunConfig:
         yield from wrong
         # A schedule is made to see whether it can be made: only for sizes that make sense.
         if not wrong and not any(True for _ in value_faults(self.batch)):
-            yield from schedule_faults(parallel, self.batch, self.model.total_depth)
+            yield from schedule_faults(parallel, self.batch, self.model.depth)
 
     def _lora_rules(self) -> Iterator[Fault]:
         if not self.lora.is_on:
@@ -331,13 +317,6 @@ class RunConfig:
             parallel=self.parallel.resolved(),
         )
 
-    def with_tokenizer_of_family(self) -> RunConfig:
-        """A copy with the kind of tokenizer that the kind of model usually has, if none is given."""
-        if self.tokenizer.tokenizer_type is not None or self.model.model_family == "gpt":
-            return self
-        kind = "BertWordPieceLowerCase"
-        return replace(self, tokenizer=replace(self.tokenizer, tokenizer_type=kind))
-
     def in_world(self, world_size: int) -> RunConfig:
         """A copy for this many processes, or for as many as `--simulate-world` says.
 
@@ -406,7 +385,7 @@ def parse_run(
     if run.parallel.simulate_world is not None and launched > 1:
         given = {"--simulate-world": run.parallel.simulate_world, "processes": launched}
         faults.append(fault("MC0904", given, allowed="1 process"))
-    run = run.with_tokenizer_of_family().in_world(launched)
+    run = run.in_world(launched)
     faults.extend(run.faults())
     merge_faults(faults, doubtful)
     show_notes([*parsed.notes, *run.notes()])
