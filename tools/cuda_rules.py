@@ -46,6 +46,13 @@ class Rule:
 
 
 RULES = (
+    # Bound by arithmetic. Rows of heads come by 16-byte asynchronous copies where they are aligned;
+    # results, a small share of what is moved, are written as the matrix registers hold them.
+    Rule("attention_forward_kernel", 128, moved="-", dynamic_bytes=101376),
+    Rule("attention_join_kernel", 128, why="partial results of one row", moved="-"),
+    Rule("attention_delta_kernel", 128, why="one row a warp", moved="4", minimum="4"),
+    Rule("attention_keys_kernel", 128, moved="-", dynamic_bytes=135168),
+    Rule("attention_queries_kernel", 128, moved="-", dynamic_bytes=135168),
     Rule(
         "activation_forward_kernel", 128, wide=r", [48], ", moved="4 (gated 3)",
         minimum="4 (gated 3)",

@@ -6,6 +6,7 @@
 
 #include "bindings/op_views.h"
 #include "bindings/ops_activation.h"
+#include "bindings/ops_attention.h"
 #include "bindings/ops_cross_entropy.h"
 #include "bindings/ops_dropout_add.h"
 #include "bindings/ops_embedding.h"
@@ -118,6 +119,8 @@ void register_ops(torch::stable::detail::StableLibrary& library) {
     library.impl("cross_entropy_sums", TORCH_BOX(&cross_entropy_sums<Backend>));
     library.impl("cross_entropy_gradient_", TORCH_BOX(&cross_entropy_gradient_<Backend>));
     library.impl("embedding_gradient", TORCH_BOX(&embedding_gradient<Backend>));
+    library.impl("attention_forward", TORCH_BOX(&attention_forward<Backend>));
+    library.impl("attention_backward", TORCH_BOX(&attention_backward<Backend>));
     library.impl("softmax_forward", TORCH_BOX(&softmax_forward<Backend>));
     library.impl("softmax_backward", TORCH_BOX(&softmax_backward<Backend>));
     library.impl("sgd_step", TORCH_BOX(&sgd_step<Backend>));

@@ -28,6 +28,14 @@ struct CpuBackend {
     void cross_entropy_backward(const CrossEntropyBackward& args) const {
         cpu::cross_entropy_backward(args);
     }
+    static std::int64_t attention_forward_workspace(const AttentionForward& args) {
+        return cpu::attention_forward_workspace(args);
+    }
+    void attention_forward(const AttentionForward& args) const { cpu::attention_forward(args); }
+    static std::int64_t attention_backward_workspace(const AttentionBackward& args) {
+        return cpu::attention_backward_workspace(args);
+    }
+    void attention_backward(const AttentionBackward& args) const { cpu::attention_backward(args); }
     void softmax_forward(const SoftmaxForward& args) const { cpu::softmax_forward(args); }
     void softmax_backward(const SoftmaxBackward& args) const { cpu::softmax_backward(args); }
     void sgd_step(const SgdStep& args) const { cpu::sgd_step(args); }

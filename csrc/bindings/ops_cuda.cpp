@@ -33,6 +33,18 @@ struct CudaBackend {
     void cross_entropy_backward(const CrossEntropyBackward& args) const {
         cuda::cross_entropy_backward(args, stream_);
     }
+    static std::int64_t attention_forward_workspace(const AttentionForward& args) {
+        return cuda::attention_forward_workspace(args);
+    }
+    void attention_forward(const AttentionForward& args) const {
+        cuda::attention_forward(args, stream_);
+    }
+    static std::int64_t attention_backward_workspace(const AttentionBackward& args) {
+        return cuda::attention_backward_workspace(args);
+    }
+    void attention_backward(const AttentionBackward& args) const {
+        cuda::attention_backward(args, stream_);
+    }
     void softmax_forward(const SoftmaxForward& args) const { cuda::softmax_forward(args, stream_); }
     void softmax_backward(const SoftmaxBackward& args) const {
         cuda::softmax_backward(args, stream_);
