@@ -86,7 +86,11 @@ bool splits_backward(std::string_view schedule) {
 
 std::string_view refusal(const Layout& layout, const Model& model, int global_batch) {
     const int t = layout.tensor;
-    if (layout.micro_batch < 1 || global_batch % (layout.micro_batch * layout.data) != 0) {
+    if (std::min({t, layout.pipeline, layout.context, layout.data, layout.virtual_stages}) < 1) {
+        return "every degree must be at least 1";
+    }
+    if (global_batch < 1 || layout.micro_batch < 1 ||
+        global_batch % (layout.micro_batch * layout.data) != 0) {
         return "global batch is not a multiple of micro-batch times data-parallel size";
     }
     if (model.heads % t != 0) return "attention heads do not divide by tensor parallelism";
