@@ -11,6 +11,7 @@ import torch
 from task_fixtures import english, small_gpt2, train_vocabulary
 
 from megacore import cli
+from megacore.checkpoint import save_checkpoint
 from megacore.evaluation.detokenize import ptb, wiki
 from megacore.evaluation.wikitext import windows
 from megacore.inference.loading import load_model
@@ -218,6 +219,21 @@ def test_broken_passages_name_their_line(home, model, tmp_path, capsys, line, sa
     code, _, err = run(capsys, *words)
     assert code == 1
     assert said in err
+
+
+def test_another_kind_of_model_is_named(tmp_path, capsys):
+    sizes = {"num_layers": 1, "hidden_size": 8, "num_attention_heads": 1, "model_family": "bert"}
+    tokenizer = {"tokenizer_type": "NullTokenizer", "vocab_size": 20, "padded_vocab_size": 128}
+    save_checkpoint(
+        tmp_path,
+        1,
+        tensors={"model": {"x": torch.zeros(1)}},
+        values={"args": {**sizes, **tokenizer, "max_position_embeddings": 8}},
+    )
+    path = published(tmp_path / "wiki.txt", 20)
+    code, _, err = run(capsys, "WIKITEXT103", "--load", tmp_path, "--valid-data", path)
+    assert code == 1
+    assert "holds a BERT; only GPTs continue and score text" in err
 
 
 def test_command_of_the_reference_runs_unchanged(home, model, tmp_path, capsys):

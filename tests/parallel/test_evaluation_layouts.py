@@ -15,6 +15,7 @@ from worker_pool import WorkerPools
 from megacore.data.tokenizers import Tokenizer
 from megacore.evaluation.config import TaskConfig
 from megacore.evaluation.finetuning import finetune
+from megacore.evaluation.retrieval.ict import parse_ict, train_ict
 from megacore.evaluation.settings import parse_task
 from megacore.evaluation.zero_shot import SharedScorer, score_task
 from megacore.models.config import ModelConfig
@@ -125,3 +126,41 @@ def test_layouts_of_finetuning(
         assert mine == pytest.approx(theirs, rel=1e-4)
     pattern = r"metrics for b: correct / total = (\d+) / (\d+)"
     assert re.search(pattern, shared)[0] == re.search(pattern, alone)[0]  # type: ignore[index]
+
+
+ICT_FLAGS = (
+    "--num-layers 1 --hidden-size 32 --num-attention-heads 2 --seq-length 32 "
+    "--max-position-embeddings 32 --num-workers 0 --lr 1e-3 --eval-iters 1 --eval-interval 2 "
+    "--log-interval 1 --init-method-std 0.1 --peak-tflops 1 --mock-data --train-iters 3 "
+    "--retriever-report-topk-accuracies 1 5 --hidden-dropout 0 --attention-dropout 0 --seed 4"
+)
+
+
+def trained_on_ict(group: Group | None, flags: str) -> str:
+    size = 1 if group is None else group.size
+    environment = {"RANK": "0", "WORLD_SIZE": str(size), "LOCAL_RANK": "0"}
+    ict = parse_ict(f"{ICT_FLAGS} {flags}".split(), environment=environment)
+    groups = groups_of(group, ict.run)
+    printed = io.StringIO()
+    screen = Screen(live=False, stream=printed, silent=not groups.world.is_first)
+    train_ict(ict, screen=screen, groups=groups)
+    return printed.getvalue()
+
+
+def test_replicas_learn_from_each_others_blocks(
+    world: WorkerPools, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    home = tmp_path_factory.mktemp("ict")
+    train_word_pieces(home)
+    words = f"--vocab-file {home}/vocab.txt"
+    alone = trained_on_ict(None, f"{words} --micro-batch-size 8")
+    shared = world(2).run(trained_on_ict, f"{words} --micro-batch-size 4")[0]
+    expected, found = (
+        [record.losses for line in text.splitlines() if (record := parse_iteration(line))]
+        for text in (alone, shared)
+    )
+    assert len(expected) == 3
+    for mine, theirs in zip(found, expected, strict=True):
+        # The second and third loss show the gradients of the steps before.
+        assert mine == pytest.approx(theirs, rel=1e-4)
+    assert len({row["lm loss"] for row in expected}) == 3

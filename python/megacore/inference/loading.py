@@ -56,12 +56,14 @@ def load_model(
     source = foreign_source(Path(directory), step=step)
     if source is not None:
         description = source.description
+        _check_family(description.config, directory)
         tokenizer = tokenizer_of(description, tokenizer_files or {}, where=str(directory))
         model = model_of(source, dtype=None if dtype == "auto" else _DTYPES[dtype], device=device)
         return model, tokenizer, description.config
     checkpoint = load_checkpoint(directory, step=step)
     arguments = stored_arguments(checkpoint)
     config = stored_config(ModelConfig, arguments, checkpoint.path).resolved()
+    _check_family(config, checkpoint.path)
     tokenizer_arguments = {**arguments, **(tokenizer_files or {})}
     for name in PATH_FIELDS:
         if tokenizer_arguments.get(name):
@@ -86,6 +88,13 @@ def load_model(
     return model.eval(), tokenizer, config
 
 
+def _check_family(config: ModelConfig, where: str | Path) -> None:
+    if config.model_family != "gpt":
+        raise CheckpointError(
+            f"{where}: holds a {config.model_family.upper()}; only GPTs continue and score text"
+        )
+
+
 def _load_adapted(model: GPTModel, checkpoint: Checkpoint, arguments: Mapping[str, Any]) -> None:
     """Gives a model the adapters of a checkpoint, and the weights of their base."""
     add_adapters(model, stored_config(LoraConfig, arguments, checkpoint.path))
@@ -97,6 +106,11 @@ def _load_adapted(model: GPTModel, checkpoint: Checkpoint, arguments: Mapping[st
 
 
 def stored_arguments(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The settings that a checkpoint was saved with.
+
+    Raises:
+        CheckpointError: It does not say them.
+    """
     arguments = checkpoint.values.get("args")
     if not isinstance(arguments, dict):
         raise CheckpointError(f"{checkpoint.path}: common.pt has no args to build the model from")
