@@ -73,10 +73,7 @@ constexpr std::int64_t kBlockRows = 512;
 constexpr std::int64_t kBlockColumns = 1024;
 
 const GemmLibrary* library_for(DType dtype) {
-    for (const GemmLibrary* library : {&onednn_library, &mkl_library}) {
-        if (library->takes(dtype)) return library;
-    }
-    return nullptr;
+    return mkl_library.takes(dtype) ? &mkl_library : nullptr;
 }
 
 struct Operand {

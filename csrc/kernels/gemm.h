@@ -11,8 +11,8 @@
 /// float32. GELU is the one with tanh. Bound by arithmetic: 2 M N K operations. The order of sums
 /// is the back end's: same shapes, same number of threads, same bits.
 ///
-/// No loop of ours multiplies matrices: on the CPU the back end is oneDNN where the build found it,
-/// or MKL, which PyTorch's wheels for x86 contain and export. On CUDA PyTorch's product runs.
+/// No loop of ours multiplies matrices. The back end on the CPU is MKL, which PyTorch's wheels for
+/// x86 contain and export. Without it, and on CUDA, PyTorch's product runs in place of this op.
 /// Source: Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models",
 /// 2022 (gradients accumulated by the product).
 #pragma once

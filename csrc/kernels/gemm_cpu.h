@@ -50,6 +50,5 @@ struct GemmLibrary {
 };
 
 extern const GemmLibrary mkl_library;
-extern const GemmLibrary onednn_library;
 
 }  // namespace megacore::cpu

@@ -24,6 +24,7 @@ from megacore.ops.cross_entropy import (
     cross_entropy_reference,
     logit_sums,
 )
+from megacore.ops.linear import add_weight_product, forward_product, input_product
 
 Exchange = Callable[[LogitSums], LogitSums]
 
@@ -54,7 +55,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows = max(1, hidden.shape[0] // CHUNKS)
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, start + rows)
-            logits = hidden[part] @ weight.t()
+            logits = forward_product(hidden[part], weight)
             sums = logit_sums(
                 logits,
                 labels[part],
@@ -76,9 +77,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 first_column=first_column,
             )
             if dhidden is not None:
-                torch.mm(logits, weight, out=dhidden[part])
+                dhidden[part] = input_product(logits, weight)
             if dweight is not None:
-                dweight += logits.t() @ hidden[part]
+                add_weight_product(dweight, hidden[part], logits)
         ctx.save_for_backward(dhidden, dweight)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(losses)
@@ -115,7 +116,7 @@ class _TokenLosses(torch.autograd.Function):
         with_sum = terms.label_smoothing > 0.0
         parts = [
             logit_sums(
-                hidden[part] @ weight.t(),
+                forward_product(hidden[part], weight),
                 labels[part],
                 first_column=first_column,
                 with_sum=with_sum,
@@ -139,7 +140,7 @@ class _TokenLosses(torch.autograd.Function):
         if needs_weight:
             dweight = torch.zeros(weight.shape, dtype=grads[0].dtype, device=weight.device)
         for part in _chunks(hidden.shape[0]):
-            logits = hidden[part] @ weight.t()
+            logits = forward_product(hidden[part], weight)
             ctx.terms.write_gradient(
                 logits,
                 labels[part],
@@ -149,9 +150,9 @@ class _TokenLosses(torch.autograd.Function):
                 first_column=ctx.first_column,
             )
             if dhidden is not None:
-                torch.mm(logits, weight, out=dhidden[part])
+                dhidden[part] = input_product(logits, weight)
             if dweight is not None:
-                dweight += logits.t() @ hidden[part]
+                add_weight_product(dweight, hidden[part], logits)
         if dweight is not None:
             dweight = dweight.to(weight.dtype)
         return (dhidden, dweight, *(None,) * 5)
