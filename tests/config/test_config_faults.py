@@ -21,6 +21,7 @@ SAMPLES = "--train-samples 1000"
 ROPE = "--position-embedding-type rope"
 FULL_RECOMPUTE = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
 CHATS = "--sft --tokenizer-type HuggingFaceTokenizer --tokenizer-model d"
+T5 = "--model-family t5 --vocab-extra-ids 99 --decoder-seq-length 16"
 TRIGGERS: dict[str, list[tuple[str, str]]] = {
     "MC0001": [("--num-layer 3", ""), ("--never-heard-of", ""), ("-q", "")],
     "MC0002": [("--seed", ""), ("--seed --bf16", ""), ("--profile-ranks", ""), ("--config", "")],
@@ -208,13 +209,27 @@ TRIGGERS: dict[str, list[tuple[str, str]]] = {
         ("--lora-rank 4 --load d --lora-targets linear_qkv,output_layer", ""),
     ],
     "MC1103": [("--lora-rank 4", "")],
+    "MC1230": [("--cross-entropy-fusion-impl linear --final-logit-softcapping 30", "")],
+    "MC1231": [("--fp8-format hybrid --bf16 --ckpt-format torch", "")],
     "MC1320": [
         ("--bert-no-binary-head", ""),
         ("--decoder-num-layers 2", ""),
         ("--position-embedding-type relative", ""),
         ("--model-family bert --window-size 4,0", ""),
-        ("--model-family t5 --qk-layernorm", ""),
+        (f"{T5} --qk-layernorm", ""),
+        ("--mask-prob 0.2", ""),
+        ("--pipeline-model-parallel-split-rank 1", ""),
     ],
+    "MC1321": [
+        ("--model-family bert --ckpt-format torch", ""),
+        ("--model-family bert --calculate-per-token-loss", ""),
+    ],
+    "MC1301": [("--model-family bert --reset-position-ids", "")],
+    "MC1302": [("--model-family bert --decoder-seq-length 8", "")],
+    "MC1303": [("--model-family bert --seq-length 4", "")],
+    "MC1304": [(f"{T5} --vocab-extra-ids 0", "")],
+    "MC1305": [(f"{T5} --mask-prob 0.9", "")],
+    "MC1306": [(f"{T5} --decoder-seq-length 512", "")],
     "MC1111": [("--chat-template x.jinja", ""), ("--sft-overlong drop", "")],
     "MC1112": [
         ("--sft --data-path chat.jsonl", "--mock-data"),
@@ -239,6 +254,7 @@ ENVIRONMENTS = {
     ],
 }
 PIPELINE = "--num-layers 8 --pipeline-model-parallel-size 4 --global-batch-size 16"
+SPLIT = f"{T5} --pipeline-model-parallel-size 2 --pipeline-model-parallel-split-rank"
 # Command line and number of processes.
 WORLDS: dict[str, list[tuple[str, int]]] = {
     "MC0116": [
@@ -253,6 +269,18 @@ WORLDS: dict[str, list[tuple[str, int]]] = {
             "--rope-scaling-short-factors 1 --rope-scaling-long-factors 2",
             2,
         ),
+    ],
+    "MC1322": [
+        (
+            "--model-family t5 --vocab-extra-ids 99 --decoder-seq-length 15 --sequence-parallel "
+            "--tensor-model-parallel-size 2",
+            2,
+        ),
+    ],
+    "MC1323": [
+        (f"{SPLIT} 2", 2),
+        (f"{SPLIT} 1 --decoder-num-layers 3 --pipeline-model-parallel-size 3", 3),
+        (f"{SPLIT} 1 --pipeline-schedule zb-v", 2),
     ],
     "MC0901": [
         ("--tensor-model-parallel-size 2", 1),
@@ -360,6 +388,8 @@ AT_START_UP = {"MC0905", "MC0906", "MC0907"}
 OF_CONVERSION = {f"MC{number}" for number in range(1001, 1008)}
 # Of megacore lora; triggered in tests/checkpoint/lora/test_lora_commands.py.
 OF_ADAPTERS = {"MC1105", "MC1106"}
+# Of pretrain_ict.py; triggered in tests/data/test_sentence_datasets.py.
+OF_TITLES = {"MC1307"}
 # Of megacore evaluate; triggered in tests/evaluation.
 OF_TASKS = {f"MC{number}" for number in range(1340, 1348)}
 # Of megacore plan; triggered in tests/planning.
@@ -414,7 +444,7 @@ def test_small_run_is_valid() -> None:
 
 
 def test_every_id_is_triggered() -> None:
-    elsewhere = AT_START_UP | OF_CONVERSION | OF_ADAPTERS | OF_TASKS | OF_PLANNING
+    elsewhere = OF_TITLES | AT_START_UP | OF_CONVERSION | OF_ADAPTERS | OF_TASKS | OF_PLANNING
     assert set(TRIGGERS) | set(ENVIRONMENTS) | set(WORLDS) | elsewhere == set(RULES)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +17,9 @@ from megacore.checkpoint.chunks import part_regions, tiling_fault
 from megacore.checkpoint.pieces import Part
 from megacore.parallel.groups import Group
 from megacore.training.checkpoint_parts import model_parts, optimizer_parts
+from megacore.training.family import Family
 from megacore.training.live_view import Screen
+from megacore.training.run_config import RunConfig
 from megacore.training.setup import Setup
 from megacore.training.signals import TermSignal
 
@@ -35,13 +39,19 @@ class Stepped:
     parts: list[Part]
 
 
-def step_here(world: Group | None, flags: str, dtype: str) -> Stepped:
+def step_here(
+    world: Group | None,
+    flags: str,
+    dtype: str,
+    family: Callable[[RunConfig], Family[Any]] | None = None,
+) -> Stepped:
     """Train for `--train-iters` steps in this process, as one of `world`.
 
     Args:
         world: All processes, None for a run of one.
         flags: Added to those of the small run.
         dtype: Of parameters and activations.
+        family: Makes what is trained; by default what the flags name.
     """
     run = run_config(flags, 1 if world is None else world.size)
     groups = groups_of(world, run)
@@ -56,13 +66,14 @@ def step_here(world: Group | None, flags: str, dtype: str) -> Stepped:
             term=TermSignal(save_and_exit=False),
             started=datetime.now(),
             dtype=getattr(torch, dtype),
+            family=None if family is None else family(run),
         )
         trainer = setup.build()
         trainer.begin()
         while not trainer.is_finished:
             trainer.choose_batch_size()
             outcome = trainer.run_step()
-            losses.append(outcome.losses["lm loss"])
+            losses.extend(outcome.losses.values())
             norms.append(outcome.grad_norm or 0.0)
         learner = trainer.learner
         parts: list[Part] = [*model_parts(learner, groups), *optimizer_parts(learner, groups)]

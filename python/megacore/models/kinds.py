@@ -9,6 +9,18 @@ from megacore.config.faults import fault
 from megacore.config.fields import flag
 from megacore.errors import Fault
 
+# Without the same values the weights of another model mean nothing.
+KIND_SETTINGS = (
+    "model_family",
+    "bert_binary_head",
+    "decoder_num_layers",
+    "relative_attention_num_buckets",
+    "relative_attention_max_distance",
+    "relu",
+    "lm_head_bias",
+    "scale_tied_output",
+)
+
 _T5_ONLY = {
     "decoder_num_layers": "--decoder-num-layers",
     "lm_head_bias": "--no-lm-head-bias",

@@ -28,7 +28,7 @@ from megacore.parallel.linear import Overlap
 from megacore.parallel.pipeline_plan import WHOLE_MODEL, StagePlan
 from megacore.parallel.random_streams import RandomStream
 from megacore.parallel.recompute import apply_random_streams
-from megacore.parallel.stages import StageLayers, cut_stage, divide_layers
+from megacore.parallel.stages import StageLayers, cut_stage, divide_layers, divide_stacks
 from megacore.parallel.tensor import apply_tensor_parallel
 from megacore.parallel.weight_grad import WeightGradStore
 
@@ -192,8 +192,14 @@ def stage_layers(
     Raises:
         UsageError: The layers cannot be divided like this.
     """
+    split = parallel.pipeline_model_parallel_split_rank
+    if split is not None and plan.num_stages > 1:
+        division = divide_stacks(
+            (config.num_layers or 0, config.decoder_num_layers or 0), plan.num_stages, split=split
+        )
+        return {number: division[stage] for number, stage in plan.local.items()}
     division = divide_layers(
-        config.num_layers or 0,
+        config.total_depth or 0,
         plan.num_stages,
         first_stage=parallel.decoder_first_pipeline_num_layers,
         last_stage=parallel.decoder_last_pipeline_num_layers,

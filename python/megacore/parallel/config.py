@@ -168,6 +168,13 @@ class ParallelConfig:
         default=False,
         help="the first stage holds the embedding and no layer",
     )
+    pipeline_model_parallel_split_rank: int | None = flag(
+        "--pipeline-model-parallel-split-rank",
+        default=None,
+        help="T5: pipeline ranks before this one hold the encoder, the others the decoder; default "
+        "all layers together in equal parts",
+        bounds="[1, inf)",
+    )
     overlap_p2p_comm: bool = flag(
         "--no-overlap-p2p-communication",
         default=True,

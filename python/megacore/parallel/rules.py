@@ -65,7 +65,7 @@ def model_faults(
     """
     yield from _tensor_faults(parallel, model)
     yield from _context_faults(parallel, model)
-    yield from _layer_faults(parallel, model.depth)
+    yield from _layer_faults(parallel, model)
     yield from _sequence_faults(parallel, seq_length)
     if parallel.distribute_saved_activations and recompute.recompute_granularity != "full":
         given = {
@@ -124,11 +124,16 @@ def _context_faults(parallel: ParallelConfig, model: ModelConfig) -> Iterator[Fa
             yield fault("MC0116", given, allowed="--cp-comm-type a2a")
 
 
-def _layer_faults(parallel: ParallelConfig, layers: int | None) -> Iterator[Fault]:
-    ranks = parallel.pipeline_model_parallel_size
+def _layer_faults(parallel: ParallelConfig, model: ModelConfig) -> Iterator[Fault]:
+    ranks, layers = parallel.pipeline_model_parallel_size, model.total_depth
+    if parallel.pipeline_model_parallel_split_rank is not None:
+        yield from _split_faults(parallel, model)
+        return
     if layers is None or layers < 1 or ranks == 1 or parallel.pipeline_schedule_file is not None:
         return
     given: dict[str, object] = {"--num-layers": layers, "--pipeline-model-parallel-size": ranks}
+    if layers != model.depth:
+        given = {"layers of encoder and decoder": layers, "--pipeline-model-parallel-size": ranks}
     first = parallel.decoder_first_pipeline_num_layers
     last = parallel.decoder_last_pipeline_num_layers
     if parallel.standalone_embedding_stage:
@@ -159,6 +164,40 @@ def _layer_faults(parallel: ParallelConfig, layers: int | None) -> Iterator[Faul
         if first is None and last is None:
             allowed = f"--num-layers a multiple of {ranks}"
         yield fault("MC0925", given, allowed=allowed)
+
+
+def _split_faults(parallel: ParallelConfig, model: ModelConfig) -> Iterator[Fault]:
+    """An encoder on the first ranks of a pipeline, a decoder on the others."""
+    split, ranks = parallel.pipeline_model_parallel_split_rank, parallel.pipeline_model_parallel_size
+    given: dict[str, object] = {"--pipeline-model-parallel-split-rank": split}
+    if model.model_family != "t5":
+        yield fault("MC1320", {"--model-family": model.model_family, **given}, allowed="t5")
+        return
+    if split is None or model.depth is None:
+        return
+    given["--pipeline-model-parallel-size"] = ranks
+    if not 0 < split < ranks:
+        yield fault("MC1323", given, allowed=f"a rank from 1 to {ranks - 1}")
+        return
+    others: dict[str, object] = {
+        "--num-layers-per-virtual-pipeline-stage": parallel.num_layers_per_virtual_pipeline_stage,
+        "--decoder-first-pipeline-num-layers": parallel.decoder_first_pipeline_num_layers,
+        "--decoder-last-pipeline-num-layers": parallel.decoder_last_pipeline_num_layers,
+        "--standalone-embedding-stage": parallel.standalone_embedding_stage or None,
+        "--pipeline-schedule-file": parallel.pipeline_schedule_file,
+        "--pipeline-schedule": (
+            parallel.schedule_name if parallel.schedule_name in V_SCHEDULES else None
+        ),
+    }
+    for name, value in others.items():
+        if value is not None:
+            yield fault("MC1323", {**given, name: value}, allowed="one of them")
+    for name, layers, stages in (
+        ("--num-layers", model.depth, split),
+        ("--decoder-num-layers", model.decoder_num_layers or model.depth, ranks - split),
+    ):
+        if layers % stages:
+            yield fault("MC1323", {**given, name: layers}, allowed=f"a multiple of {stages}")
 
 
 def _sequence_faults(parallel: ParallelConfig, length: int | None) -> Iterator[Fault]:

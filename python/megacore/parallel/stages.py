@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -76,6 +76,36 @@ def divide_layers(
         )
         first += count
     return stages
+
+
+def divide_stacks(
+    num_layers: tuple[int, int], num_stages: int, *, split: int
+) -> list[StageLayers]:
+    """Which stage holds which layers of an encoder and a decoder, numbered through both.
+
+    Args:
+        num_layers: Of the encoder and of the decoder.
+        num_stages: Stages.
+        split: The first so many hold the encoder, the others the decoder.
+
+    Raises:
+        UsageError: The layers of a stack cannot be divided equally.
+    """
+    encoder, decoder = num_layers
+    first = divide_layers(encoder, split)
+    second = divide_layers(decoder, num_stages - split)
+    return [
+        *(replace(stage, has_output=False) for stage in first),
+        *(
+            replace(
+                stage,
+                first=encoder + stage.first,
+                last=encoder + stage.last,
+                has_embedding=False,
+            )
+            for stage in second
+        ),
+    ]
 
 
 def cut_stage(model: StagedModel, layers: StageLayers) -> None:

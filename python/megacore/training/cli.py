@@ -1,4 +1,4 @@
-"""`megacore train`, and `pretrain_gpt.py` with the same flags."""
+"""`megacore train`, and `pretrain_*.py` with the same flags."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from megacore.data.tokenizers import Tokenizer
 from megacore.models.gpt import GPTModel
 from megacore.models.staged import StagedModel
 from megacore.parallel.apply import MakeModel
+from megacore.training.encoder_families import BertFamily, T5Family
 from megacore.training.family import Family, SplitSamples
 from megacore.training.run_config import RunConfig
 
@@ -82,7 +83,12 @@ class GPTFamily(Family[Batch]):
 
 def family_of(run: RunConfig) -> Family[Any]:
     """What `--model-family` names."""
-    return FAMILIES[run.model.model_family]()
+    return FAMILIES[run.model.model_family](run)
 
 
-FAMILIES: dict[str, Callable[[], Family[Any]]] = {"gpt": GPTFamily}
+# Each is made from the settings of the run.
+FAMILIES: dict[str, Callable[[RunConfig], Family[Any]]] = {
+    "gpt": lambda run: GPTFamily(),
+    "bert": BertFamily,
+    "t5": T5Family,
+}

@@ -147,6 +147,11 @@ class Family(ABC, Generic[AnyBatch]):
         return replace(batch, **moved)
 
 
+def wide(x: Tensor) -> Tensor:
+    """In the dtype of losses: float64 stays, all else becomes float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def mean_sum(sums: Sequence[Tensor], counts: Sequence[float], divisor: float) -> Tensor:
     """The loss that is differentiated: the sum of the means, over `divisor`.
 

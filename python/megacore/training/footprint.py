@@ -1,4 +1,4 @@
-"""Theoretical memory of a dense GPT on the most loaded process of a run.
+"""Theoretical memory of a dense transformer on the most loaded process of a run.
 
 s sequence length, b micro-batch size, L layers, h hidden size, n heads, g query groups, d head
 width, f feed-forward width, V padded vocabulary.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megacore.training.flops import MEBIBYTE, ModelShape
+from megacore.training.flops import MEBIBYTE, EncoderDecoderShape, ModelShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +39,18 @@ def weight_and_optimizer_bytes(shape: ModelShape, footprint: Footprint) -> float
 
     Parameters of the layers are counted as
     2 L h^2 [ (1 + g/n) d n/h + f/h (1.5 if gated) + 2/h + 1/(L h) ], which leaves biases and
-    positions out, and V h for an embedding matrix, of which the first stage has one (and the
-    output layer, if it is another one and there is one stage).
+    positions out, with those of the attention of a decoder to its encoder, and V h for an
+    embedding matrix, of which the first stage has one (and the output layer, if it is another one
+    and there is one stage).
     """
     per_parameter = 18.0 if footprint.sharded == 1 else 6 + 12 / footprint.sharded
     layer_bracket = (
         (1 + shape.groups / shape.heads) * shape.query_ratio
         + shape.ffn_ratio
         + 2 / shape.hidden
-        + 1 / (shape.layers * shape.hidden)
+        + 1 / (shape.all_layers * shape.hidden)
     )
-    in_layers = 2 * shape.layers * shape.hidden**2 * layer_bracket
+    in_layers = 2 * shape.all_layers * shape.hidden**2 * layer_bracket + shape.cross_parameters
     matrices = 2 if shape.untied and footprint.pipeline_parallel == 1 else 1
     in_embeddings = shape.padded_vocab * shape.hidden * matrices
     parameters = in_layers / footprint.pipeline_parallel + in_embeddings
@@ -84,10 +85,11 @@ def selective_activation_bytes(shape: ModelShape, footprint: Footprint) -> float
 def format_theoretical_memory(
     shape: ModelShape, footprint: Footprint, *, selective_recompute: bool
 ) -> str:
-    """The line printed after the first log line; activations are known for selective recompute."""
+    """The line printed after the first log line; activations are known for selective recompute, of
+    one stack of layers."""
     weights = weight_and_optimizer_bytes(shape, footprint) / MEBIBYTE
     text = f"Theoretical memory footprints: weight and optimizer={weights:.2f} MB"
-    if selective_recompute:
+    if selective_recompute and not isinstance(shape, EncoderDecoderShape):
         activations = selective_activation_bytes(shape, footprint) / MEBIBYTE
         text += f", activation={activations:.2f} MB, total={weights + activations:.2f} MB"
     return text

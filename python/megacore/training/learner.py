@@ -57,7 +57,7 @@ def plan_stages(
     if groups.pp.size == 1:
         return WHOLE_MODEL
     num_microbatches = batch_sizes.at(0).num_microbatches
-    schedule = run_schedule(run.parallel, run.model.num_layers or 0, num_microbatches)
+    schedule = run_schedule(run.parallel, run.model.total_depth or 0, num_microbatches)
     return stage_plan(schedule, groups.pp.rank)
 
 

@@ -126,7 +126,7 @@ class Passes:
         if groups.pp.size > 1:
             self._pipeline = Pipeline(
                 run.parallel,
-                run.model.num_layers or 0,
+                run.model.total_depth or 0,
                 groups=groups,
                 stages=self._stages,
                 spec=self._hidden_spec(run),
@@ -220,7 +220,7 @@ class Passes:
         running.loss_sums[index] = torch.stack([loss.detach() for loss in output])
         trained = output[: self._family.num_trained]
         if running.divisor is None:
-            (loss,) = trained
+            loss = torch.stack(trained).sum() if len(trained) > 1 else trained[0]
         else:
             loss = mean_sum(trained, microbatch.counts[: len(trained)], running.divisor)
         return loss if running.scale == 1.0 else loss * running.scale

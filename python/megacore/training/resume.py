@@ -16,6 +16,7 @@ from megacore.checkpoint.writers import together
 from megacore.config.fields import flag_fields
 from megacore.config.report import format_resume_table
 from megacore.errors import CheckpointError
+from megacore.models.kinds import KIND_SETTINGS
 from megacore.parallel.groups import ParallelGroups
 from megacore.parallel.random_streams import RandomStream
 from megacore.training.checkpoint_parts import (
@@ -39,6 +40,7 @@ Result = TypeVar("Result")
 
 # With another value of these the weights of a checkpoint mean nothing, even where they fit.
 _MUST_MATCH = (
+    *KIND_SETTINGS,
     "num_layers",
     "hidden_size",
     "ffn_hidden_size",

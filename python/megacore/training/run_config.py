@@ -14,9 +14,11 @@ from megacore.config.report import flat_values, format_config
 from megacore.config.settings import refuse, settings_of, value_faults
 from megacore.data.chat.config import SftConfig
 from megacore.data.config import DataConfig, TokenizerConfig, is_weight
+from megacore.data.masking import MaskingConfig
 from megacore.errors import Fault, Information
 from megacore.layers.fp8_config import Fp8Config
 from megacore.models.config import ModelConfig, RecomputeConfig
+from megacore.models.kinds import KIND_SETTINGS
 from megacore.models.lora import LoraConfig
 from megacore.ops.config import KernelConfig
 from megacore.optim.config import OptimizerConfig, PrecisionConfig, ScheduleConfig
@@ -26,9 +28,12 @@ from megacore.parallel.rules import grid_faults, model_faults, schedule_faults
 from megacore.parallel.supported import notes as parallel_notes
 from megacore.parallel.supported import unsupported
 from megacore.training.config import BatchConfig, LoggingConfig, ProfileConfig, TrainingConfig
+from megacore.training.family_rules import family_faults
 
 SFT_SPLIT = "95, 5, 0"
-DESCRIPTION = "Train a GPT. Flags have Megatron-LM's names; with - or _ between the words."
+DESCRIPTION = (
+    "Train a GPT, BERT or T5. Flags have Megatron-LM's names; with - or _ between the words."
+)
 
 # `--use-checkpoint-args`: taken only where the command line says nothing ...
 CHECKPOINT_FILLS = (
@@ -46,6 +51,7 @@ CHECKPOINT_FILLS = (
 )
 # ... and always taken, because the weights mean nothing without them.
 CHECKPOINT_DECIDES = (
+    *KIND_SETTINGS,
     "num_query_groups",
     "group_query_attention",
     "position_embedding_type",
@@ -108,6 +114,7 @@ class RunConfig:
     """Everything that defines a training run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
@@ -148,6 +155,7 @@ class RunConfig:
         yield from self._parallel_rules()
         yield from self._lora_rules()
         yield from self._sft_rules()
+        yield from family_faults(self)
 
     def _model_rules(self) -> Iterator[Fault]:
         length, positions = self.data.length, self.model.max_position_embeddings
@@ -233,7 +241,7 @@ class RunConfig:
         yield from wrong
         # A schedule is made to see whether it can be made: only for sizes that make sense.
         if not wrong and not any(True for _ in value_faults(self.batch)):
-            yield from schedule_faults(parallel, self.batch, self.model.depth)
+            yield from schedule_faults(parallel, self.batch, self.model.total_depth)
 
     def _lora_rules(self) -> Iterator[Fault]:
         if not self.lora.is_on:
@@ -317,6 +325,13 @@ class RunConfig:
             parallel=self.parallel.resolved(),
         )
 
+    def with_tokenizer_of_family(self) -> RunConfig:
+        """A copy with the usual kind of tokenizer of the kind of model, if none is given."""
+        if self.tokenizer.tokenizer_type is not None or self.model.model_family == "gpt":
+            return self
+        kind = "BertWordPieceLowerCase"
+        return replace(self, tokenizer=replace(self.tokenizer, tokenizer_type=kind))
+
     def in_world(self, world_size: int) -> RunConfig:
         """A copy for this many processes, or for as many as `--simulate-world` says.
 
@@ -385,7 +400,7 @@ def parse_run(
     if run.parallel.simulate_world is not None and launched > 1:
         given = {"--simulate-world": run.parallel.simulate_world, "processes": launched}
         faults.append(fault("MC0904", given, allowed="1 process"))
-    run = run.in_world(launched)
+    run = run.with_tokenizer_of_family().in_world(launched)
     faults.extend(run.faults())
     merge_faults(faults, doubtful)
     show_notes([*parsed.notes, *run.notes()])

@@ -66,8 +66,7 @@ class SpeedModel:
         causal = training_flops(self.shape, batch_size, causal=True)
         again = recompute_flops(self.shape, batch_size, self.recompute)
         lines = [
-            "TFLOP/s and MFU count 12 B S L h^2 [(1 + g/n + S/h) d n/h + f/h (1.5 if gated) + "
-            "V/(2 L h)] operations per iteration:",
+            f"TFLOP/s and MFU count {self.shape.formula} operations per iteration:",
             f"  B={batch_size}: {full:.4e}, attention counted in full ({causal:.4e} if only its "
             "causal half is)",
             f"  MFU is relative to {self.peak.tflops:.4g} TFLOP/s: {self.peak.source}",
