@@ -29,6 +29,8 @@ FONT = "Helvetica, Arial, DejaVu Sans, sans-serif"
 LEFT, TOP, ROW, BAR, LANE = 64.0, 58.0, 28.0, 22.0, 3.0
 WIDTH = 1080.0
 MIN_STEP, MAX_STEP = 4.0, 40.0  # pixels of the shortest step
+# Makespans from which an axis has this unit, ten of it; shorter ones are in microseconds.
+UNITS = ((1e7, "s"), (1e4, "ms"), (0.0, "us"))
 DIGIT = 6.4  # pixels of a digit at size 11
 
 
@@ -55,24 +57,44 @@ class Word:
     anchor: str = "start"
 
 
+@dataclass(frozen=True)
+class Line:
+    """Straight pieces from point to point; pixels, y down."""
+
+    points: tuple[tuple[float, float], ...]
+    stroke: str
+    width: float = 1.5
+    dashed: bool = False
+
+
 @dataclass
 class Picture:
-    """What to draw, in order: boxes, then words."""
+    """What to draw, in order: boxes, lines, then words."""
 
     width: float
     height: float
     boxes: list[Box] = field(default_factory=list)
     words: list[Word] = field(default_factory=list)
+    lines: list[Line] = field(default_factory=list)
 
 
 def draw(plan: Plan) -> Picture:
-    """The timeline of a plan.
+    """The timeline of a plan."""
+    return draw_timeline(plan.simulation, title=plan.title, summary=plan.summary)
+
+
+def draw_timeline(simulation: Any, *, title: str, summary: str) -> Picture:
+    """The timeline of a simulated schedule.
 
     Rows are ranks; numbers are microbatches; dark steps belong to the first stage of a rank, light
     ones to its others. Transfers are thin lines below their rank.
+
+    Args:
+        simulation: Of `megacore._C.pipeline`.
+        title: Head line.
+        summary: Second line.
     """
-    timeline, placement = plan.simulation.timeline, plan.schedule.placement
-    makespan = plan.simulation.makespan_us
+    timeline, makespan = simulation.timeline, simulation.makespan_us
     compute = [
         end - start
         for events in timeline
@@ -84,19 +106,19 @@ def draw(plan: Plan) -> Picture:
         scale = min(max(scale, MIN_STEP / min(compute)), MAX_STEP / min(compute))
     width = max(LEFT + scale * makespan + 20, 640.0)
     picture = Picture(width, TOP + ROW * len(timeline) + 62)
-    picture.words.append(Word(12, 22, plan.title, size=15))
-    picture.words.append(Word(12, 41, plan.summary, fill=GREY, size=12))
+    picture.words.append(Word(12, 22, title, size=15))
+    picture.words.append(Word(12, 41, summary, fill=GREY, size=12))
     for rank, events in enumerate(timeline):
         y = TOP + ROW * rank
         picture.words.append(Word(LEFT - 8, y + 15.5, f"rank {rank}", GREY, anchor="end"))
         picture.boxes.append(Box(LEFT, y, scale * makespan, BAR, "#f3f4f6"))
-        stages = placement.stages_of(rank)
+        first = min((action.stage for action, _, _ in events), default=0)
         for action, start, end in events:
             x, wide = LEFT + scale * start, scale * (end - start)
             if action.kind not in COLOURS:
                 picture.boxes.append(Box(x, y + BAR + 1, wide, LANE, TRANSFER))
                 continue
-            later = action.stage != stages[0]
+            later = action.stage != first
             gap = 1.0 if wide > MIN_STEP else 0.0
             fill = COLOURS[action.kind][later]
             picture.boxes.append(Box(x, y, max(wide - gap, 0.0), BAR, fill))
@@ -107,7 +129,7 @@ def draw(plan: Plan) -> Picture:
                     Word(x + (wide - gap) / 2, y + 15.5, text, ink, anchor="middle")
                 )
     _draw_axis(picture, scale, makespan, TOP + ROW * len(timeline))
-    _draw_legend(picture, plan, TOP + ROW * len(timeline) + 40)
+    _draw_legend(picture, timeline, TOP + ROW * len(timeline) + 40)
     return picture
 
 
@@ -116,20 +138,22 @@ def _draw_axis(picture: Picture, scale: float, makespan: float, y: float) -> Non
     wanted = 90 / scale
     power = 10.0 ** _floor_log10(wanted)
     step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= wanted)
+    unit, name = next(one for one in UNITS if makespan >= one[0] or one is UNITS[-1])
     for tick in range(int(makespan / step) + 1):
         x = LEFT + scale * step * tick
         picture.boxes.append(Box(x, y, 1, 4, GREY))
-        picture.words.append(Word(x, y + 16, f"{step * tick:g}", GREY, 10, "middle"))
-    picture.words.append(Word(LEFT - 8, y + 16, "us", GREY, 10, "end"))
+        shown = step * tick if name == "us" else step * tick / unit * 10
+        picture.words.append(Word(x, y + 16, f"{shown:g}", GREY, 10, "middle"))
+    picture.words.append(Word(LEFT - 8, y + 16, name, GREY, 10, "end"))
 
 
 def _floor_log10(value: float) -> int:
     return int(f"{value:e}".split("e")[1])
 
 
-def _draw_legend(picture: Picture, plan: Plan, y: float) -> None:
-    kinds = {a.kind for steps in plan.schedule.ranks for a in steps}
-    several = plan.schedule.placement.num_stages > plan.schedule.placement.num_ranks
+def _draw_legend(picture: Picture, timeline: Any, y: float) -> None:
+    kinds = {action.kind for events in timeline for action, _, _ in events}
+    several = any(len({action.stage for action, _, _ in events}) > 1 for events in timeline)
     x = LEFT
     for kind, (dark, light) in COLOURS.items():
         if kind not in kinds:
@@ -165,6 +189,13 @@ def svg(picture: Picture) -> str:
             f'<rect x="{_short(box.x)}" y="{_short(box.y)}" width="{_short(box.width)}" '
             f'height="{_short(box.height)}" fill="{box.fill}"/>'
         )
+    for line in picture.lines:
+        points = " ".join(f"{_short(x)},{_short(y)}" for x, y in line.points)
+        dashes = ' stroke-dasharray="5 4"' if line.dashed else ""
+        lines.append(
+            f'<polyline points="{points}" fill="none" stroke="{line.stroke}" '
+            f'stroke-width="{line.width:g}"{dashes}/>'
+        )
     for word in picture.words:
         anchor = "" if word.anchor == "start" else f' text-anchor="{word.anchor}"'
         lines.append(
@@ -197,6 +228,14 @@ def write_png(picture: Picture, path: Path) -> None:
     axes.add_collection(
         PatchCollection(patches, facecolors=[b.fill for b in picture.boxes], linewidths=0)
     )
+    for line in picture.lines:
+        axes.plot(
+            [x for x, _ in line.points],
+            [y for _, y in line.points],
+            color=line.stroke,
+            linewidth=line.width * 72 / dots,
+            linestyle=(0, (4, 3)) if line.dashed else "solid",
+        )
     sides = {"start": "left", "middle": "center", "end": "right"}
     for word in picture.words:
         axes.text(
