@@ -79,8 +79,11 @@ void set_volume(Estimate& result,
         volume.tensor = m * sum.tensor_bytes;
         volume.context = m * sum.context_bytes;
         const double grad_bytes = gradient_element_bytes(model);
+        // Sums beside those of the replicas are made of what each of them has.
+        const double shards = layout.shards() ? layout.replicas() : 1.0;
         if (layout.sequence_parallel) {
-            volume.tensor += 2.0 * shard_traffic(state.replicated * grad_bytes, layout.tensor);
+            volume.tensor +=
+                2.0 * shard_traffic(state.replicated / shards * grad_bytes, layout.tensor);
         }
         for (const int s : step.held[r]) {
             const int last = static_cast<int>(step.stages.size()) - 1;
@@ -92,7 +95,7 @@ void set_volume(Estimate& result,
             if (s < last && elsewhere(s + 1)) volume.pipeline += m * blocks.boundary_bytes;
         }
         if (state.tied_elements > 0.0) {
-            volume.pipeline += 2.0 * shard_traffic(state.tied_elements * grad_bytes, 2);
+            volume.pipeline += 2.0 * shard_traffic(state.tied_elements / shards * grad_bytes, 2);
         }
         const int d = layout.replicas();
         const double reduce = shard_traffic(state.elements * grad_bytes, d);

@@ -34,7 +34,10 @@ ReplicaTimes replica_times(const Model& model,
         const GroupPlace pipeline = place_of(layout, "pp");
         const GroupPlace ends{2, pipeline.stride * (layout.pipeline - 1)};
         times.tied =
-            all_reduce_time(hardware, ends, state.tied_elements * gradient_element_bytes(model));
+            all_reduce_time(hardware,
+                            ends,
+                            state.tied_elements / (layout.shards() ? layout.replicas() : 1) *
+                                gradient_element_bytes(model));
     }
     // Adam reads the gradient, reads and writes parameter and two moments, writes the model's
     // parameter; the norm reads the gradients, and they are set to zero.
