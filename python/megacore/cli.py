@@ -56,6 +56,10 @@ VERBS: dict[str, Verb] = {
         "megacore.evaluation.retrieval.commands:index_evidence",
         "make the vectors of evidence for retrieval (the same as tools/create_doc_index.py)",
     ),
+    "train-ict": Verb(
+        "megacore.evaluation.retrieval.ict:main",
+        "train two encoders for retrieval (the same as pretrain_ict.py)",
+    ),
     "lm-eval": Verb(
         "megacore.evaluation.harness:main", "the lm-evaluation-harness, with the model megacore"
     ),

@@ -11,9 +11,10 @@ import torch
 from task_fixtures import train_word_pieces, write_mnli
 
 from megacore import cli
-from megacore.checkpoint import Checkpoint, find_checkpoint
+from megacore.checkpoint import Checkpoint, find_checkpoint, save_checkpoint
 from megacore.data.config import TokenizerConfig
 from megacore.data.tokenizers import build_tokenizer
+from megacore.errors import CheckpointError
 from megacore.evaluation.examples import read_mnli, read_race
 from megacore.evaluation.finetuning import finetune
 from megacore.evaluation.settings import parse_task
@@ -176,7 +177,7 @@ def test_pretrained_weights_are_taken_and_the_head_is_new(home, tmp_path):
     )
     data = "--train-data {0}/qqp.tsv --valid-data {0}/qqp.tsv"
     # Another number of classes does not fit, and is said.
-    with pytest.raises(Exception, match="classification_head"):
+    with pytest.raises(CheckpointError, match="classification_head"):
         run(home, more, task="QQP", data=data)
     race = home / "race"
     race.mkdir(exist_ok=True)
@@ -214,6 +215,15 @@ def test_scoring_only_writes_predictions(home, finished):
         assert sum(probabilities) == pytest.approx(1.0, abs=1e-5)
         hits += probabilities.index(max(probabilities)) == record["label"]
     assert hits == found[-1, "dev-matched"][0]
+
+
+def test_a_pretrained_model_of_another_kind_is_refused(home, tmp_path):
+    sizes = {"num_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "model_family": "gpt"}
+    save_checkpoint(
+        tmp_path, 1, tensors={"model": {"x": torch.zeros(1)}}, values={"args": {**sizes}}
+    )
+    with pytest.raises(CheckpointError, match="model_family"):
+        run(home, f"--epochs 1 --pretrained-checkpoint {tmp_path}")
 
 
 @pytest.mark.parametrize(

@@ -50,4 +50,9 @@ EVALUATION_RULES: dict[str, Rule] = {
         "The index is searched as a whole, and indexing goes on where an earlier run was.",
         "Start it without a launcher of several processes.",
     ),
+    "MC1348": Rule(
+        "Two encoders are trained with data parallelism only",
+        "Towers are not divided among processes.",
+        "Leave the tensor, pipeline and context parallel sizes at 1.",
+    ),
 }

@@ -13,6 +13,7 @@ from megacore.config.settings import settings_of, value_faults
 from megacore.errors import Fault, Information
 from megacore.evaluation.config import TaskConfig
 from megacore.evaluation.retrieval.config import BiencoderConfig, RetrievalConfig
+from megacore.evaluation.training_run import encoder_run
 from megacore.parallel.launch import launch_faults, launched_world_size
 from megacore.training.cli import checkpoint_arguments
 from megacore.training.run_config import (
@@ -155,13 +156,8 @@ class TaskRun:
             # Batches that are filled up have fewer examples than others: each example counts alike.
             calculate_per_token_loss=run.training.calculate_per_token_loss or task.keep_last,
         )
-        return replace(
-            run,
-            checkpoint=checkpoint,
-            data=data,
-            model=replace(run.model, model_family="bert"),
-            training=training,
-        )
+        run = replace(run, checkpoint=checkpoint, data=data, training=training)
+        return encoder_run(run)
 
 
 def parse_task(
