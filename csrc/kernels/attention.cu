@@ -46,8 +46,8 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_forward_kernel(co
     T* const memory = reinterpret_cast<T*>(attention_shared);
     using KeyTile = Tile<T, kKeys, kHead>;
     const Tile<T, kAttentionRows, kHead> queries{memory};
-    const auto stage = [&](std::int64_t number, int which) {
-        const int place = static_cast<int>(number % 2) * 2 + which;
+    const auto stage = [&](int number, int which) {
+        const int place = number % 2 * 2 + which;
         return KeyTile{memory + kAttentionRows * KeyTile::kStride + place * KeyTile::kElements};
     };
     const AttentionShape& shape = p.shape;
@@ -65,11 +65,11 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_forward_kernel(co
     // What rows see grows with the row, so the first and the last row bound all.
     const std::int64_t part = static_cast<std::int64_t>(blockIdx.z) * p.part_keys;
     const std::int64_t begin = max(first_seen.begin, part);
-    const std::int64_t end = min(last_seen.end, part + p.part_keys);
-    const std::int64_t tiles = end > begin ? (end - begin + kKeys - 1) / kKeys : 0;
-    const auto fetch = [&](std::int64_t tile) {
+    const std::int64_t end = max(begin, min(last_seen.end, part + p.part_keys));
+    const int tiles = static_cast<int>((end - begin + kKeys - 1) / kKeys);
+    const auto fetch = [&](int tile) {
         if (tile < tiles) {
-            const std::int64_t at = begin + tile * kKeys;
+            const std::int64_t at = begin + std::int64_t{kKeys} * tile;
             stage(tile, 0).fetch(keys, at, end, 1, shape.head, shape.vectors);
             stage(tile, 1).fetch(values, at, end, 1, shape.head, shape.vectors);
         }
@@ -83,17 +83,18 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_forward_kernel(co
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const int warp_row = static_cast<int>(threadIdx.x) / 32 * 16;
     const std::int64_t own_row = first_row + warp_row + lane / 4;
-    const IndexRange seen[2] = {shape.keys_of(batch, own_row), shape.keys_of(batch, own_row + 8)};
+    const NearRange seen[2] = {NearRange::of(shape.keys_of(batch, own_row), begin, end),
+                               NearRange::of(shape.keys_of(batch, own_row + 8), begin, end)};
     const float to_log2 = shape.scale * kLog2E;
     float out[kHead / 8][4] = {};
     float largest[2] = {-INFINITY, -INFINITY};
     float total[2] = {0.0f, 0.0f};
-    for (std::int64_t tile = 0; tile < tiles; ++tile) {
+    for (int tile = 0; tile < tiles; ++tile) {
         __pipeline_wait_prior(1);
         __syncthreads();  // the tile is there for all warps
         float scores[kKeys / 8][4];
         multiply_transposed<T, kHead>(scores, queries, warp_row, stage(tile, 0));
-        const std::int64_t first_key = begin + tile * kKeys;
+        const int first_key = tile * kKeys;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             float found = largest[half];
@@ -102,10 +103,8 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_forward_kernel(co
 #pragma unroll
                 for (int i = 0; i < 2; ++i) {
                     float& score = scores[n][2 * half + i];
-                    const std::int64_t key = first_key + 8 * n + lane % 4 * 2 + i;
-                    const bool visible =
-                        key >= seen[half].begin && key < seen[half].end && key < end;
-                    score = visible ? score * to_log2 : -INFINITY;
+                    const int key = first_key + 8 * n + lane % 4 * 2 + i;
+                    score = seen[half].has(key) ? score * to_log2 : -INFINITY;
                     found = fmaxf(found, score);
                 }
             }
@@ -124,8 +123,8 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_forward_kernel(co
                     weight = exp2f(weight - shift);
                     sum += weight;
                     if (shape.drops) {
-                        const std::int64_t key = first_key + 8 * n + lane % 4 * 2 + i;
-                        weight *= shape.keep(pair, own_row + 8 * half, key);
+                        const int key = first_key + 8 * n + lane % 4 * 2 + i;
+                        weight *= shape.keep(pair, own_row + 8 * half, begin + key);
                     }
                 }
             }

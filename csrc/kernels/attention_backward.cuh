@@ -186,15 +186,16 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_keys_kernel(const
 
 // Grid: blocks of rows, sequences times groups.
 template <class T, int kHead>
-__global__ void __launch_bounds__(kAttentionThreads) attention_queries_kernel(const Params<T> p) {
+__global__ void __launch_bounds__(kAttentionThreads, 2)
+    attention_queries_kernel(const Params<T> p) {
     extern __shared__ __align__(16) unsigned char attention_shared[];
     T* const memory = reinterpret_cast<T*>(attention_shared);
     using RowTile = Tile<T, kAttentionRows, kHead>;
     using KeyTile = Tile<T, kQueryKeys, kHead>;
     const RowTile queries{memory};
     const RowTile gradients{memory + RowTile::kElements};
-    const auto stage = [&](std::int64_t number, int which) {
-        const int place = static_cast<int>(number % 2) * 2 + which;
+    const auto stage = [&](int number, int which) {
+        const int place = number % 2 * 2 + which;
         return KeyTile{memory + 2 * RowTile::kElements + place * KeyTile::kElements};
     };
     const AttentionShape& shape = p.shape;
@@ -205,13 +206,13 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_queries_kernel(co
     const std::int64_t first_row = block * kAttentionRows;
     const std::int64_t last_row = min(first_row + kAttentionRows, shape.rows) - 1;
     const std::int64_t begin = shape.keys_of(batch, first_row).begin;
-    const std::int64_t end = shape.keys_of(batch, last_row).end;
-    const std::int64_t tiles = end > begin ? (end - begin + kQueryKeys - 1) / kQueryKeys : 0;
+    const std::int64_t end = max(begin, shape.keys_of(batch, last_row).end);
+    const int tiles = static_cast<int>((end - begin + kQueryKeys - 1) / kQueryKeys);
     const Rows<const T> keys = p.k.group(batch, group);
     const Rows<const T> values = p.v.group(batch, group);
-    const auto fetch = [&](std::int64_t tile) {
+    const auto fetch = [&](int tile) {
         if (tile < tiles) {
-            const std::int64_t at = begin + tile * kQueryKeys;
+            const std::int64_t at = begin + std::int64_t{kQueryKeys} * tile;
             stage(tile, 0).fetch(keys, at, end, 1, shape.head, shape.vectors);
             stage(tile, 1).fetch(values, at, end, 1, shape.head, shape.vectors);
         }
@@ -227,7 +228,8 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_queries_kernel(co
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const int warp_row = static_cast<int>(threadIdx.x) / 32 * 16;
     const std::int64_t own_row = first_row + warp_row + lane / 4;
-    const IndexRange seen[2] = {shape.keys_of(batch, own_row), shape.keys_of(batch, own_row + 8)};
+    const NearRange seen[2] = {NearRange::of(shape.keys_of(batch, own_row), begin, end),
+                               NearRange::of(shape.keys_of(batch, own_row + 8), begin, end)};
     float log_sums[2];
     float deltas[2];
 #pragma unroll
@@ -238,7 +240,7 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_queries_kernel(co
         deltas[half] = row < shape.rows ? p.deltas[number] : 0.0f;
     }
     float dq[kHead / 8][4] = {};
-    for (std::int64_t tile = 0; tile < tiles; ++tile) {
+    for (int tile = 0; tile < tiles; ++tile) {
         __pipeline_wait_prior(1);
         __syncthreads();  // the tile is there for all warps
         float scores[kQueryKeys / 8][4];
@@ -251,19 +253,18 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_queries_kernel(co
             for (int half = 0; half < 2; ++half) {
 #pragma unroll
                 for (int i = 0; i < 2; ++i) {
-                    const std::int64_t key = begin + tile * kQueryKeys + 8 * n + lane % 4 * 2 + i;
+                    const int key = tile * kQueryKeys + 8 * n + lane % 4 * 2 + i;
                     float& step = steps[n][2 * half + i];
-                    const bool visible = key >= seen[half].begin && key < seen[half].end;
-                    step = visible ? slope(p,
-                                           pair,
-                                           own_row + 8 * half,
-                                           key,
-                                           scores[n][2 * half + i],
-                                           step,
-                                           log_sums[half],
-                                           deltas[half])
-                                         .step
-                                   : 0.0f;
+                    step = seen[half].has(key) ? slope(p,
+                                                       pair,
+                                                       own_row + 8 * half,
+                                                       begin + key,
+                                                       scores[n][2 * half + i],
+                                                       step,
+                                                       log_sums[half],
+                                                       deltas[half])
+                                                     .step
+                                               : 0.0f;
                 }
             }
         }

@@ -116,6 +116,22 @@ struct AttentionShape {
     }
 };
 
+/// Keys relative to the first one of a block, which fit into 32 bits where registers are short.
+struct NearRange {
+    int begin;
+    int end;
+
+    static __device__ __forceinline__ NearRange of(IndexRange seen,
+                                                   std::int64_t first,
+                                                   std::int64_t last) {
+        const auto near = [&](std::int64_t key) {
+            return static_cast<int>(min(max(key, first), last) - first);
+        };
+        return {near(seen.begin), near(seen.end)};
+    }
+    __device__ __forceinline__ bool has(int key) const { return key >= begin && key < end; }
+};
+
 // --- Tiles --------------------------------------------------------------------------------------
 
 template <class T, int kRows, int kHead>
