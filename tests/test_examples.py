@@ -38,6 +38,22 @@ def test_there_are_scripts() -> None:
     assert len(SCRIPTS) >= 13
 
 
+@pytest.mark.parametrize(
+    "script", ["bert/train_bert_340m_distributed.sh", "t5/train_t5_220m_distributed.sh"]
+)
+def test_encoder_examples_train_in_their_small_form(script: str) -> None:
+    done = subprocess.run(
+        [FOLDER.parent / script, "--smoke"],
+        env={"PYTHON": sys.executable, "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "validation loss at iteration 10 on test set" in done.stdout
+
+
 def test_finetuning_from_end_to_end(tmp_path: Path) -> None:
     script = FOLDER.parent / "finetuning" / "tiny.sh"
     done = subprocess.run(
