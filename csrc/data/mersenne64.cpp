@@ -65,7 +65,9 @@ void shuffle_rows(std::span<Row> rows, Mersenne64& random, const std::function<v
             if (k < kAhead) __builtin_prefetch(data + targets[k], 1, 2);
         }
         for (std::size_t k = 0; k < count; ++k) {
-            __builtin_prefetch(data + targets[std::min(k + kAhead, count - 1)], 1, 2);
+            const auto* ahead = data + targets[std::min(k + kAhead, count - 1)];
+            __builtin_prefetch(ahead, 1, 2);
+            __builtin_prefetch(reinterpret_cast<const char*>(ahead + 1) - 1, 1, 2);
             std::swap(data[i - k], data[targets[k]]);
         }
         i -= count;

@@ -7,12 +7,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <new>
 #include <span>
 
 namespace megacore::data {
 
-/// Grows by moving pages, not by copying: memory that was reserved and is never written costs none.
+/// Rows of a trivial type on huge pages. Memory that is reserved and never written costs none.
 template <class Row>
 class RowBuffer {
 public:
@@ -25,14 +26,21 @@ public:
     std::span<Row> rows() { return {rows_, size_}; }
 
     void push(const Row& row) {
-        if (size_ == capacity_) [[unlikely]]
-            resize(std::max<std::size_t>(2 * capacity_, kFirst));
+        if (size_ == capacity_) [[unlikely]] {
+            if (!grow(std::max<std::size_t>(2 * capacity_, kFirst))) throw std::bad_alloc();
+        }
         rows_[size_++] = row;
+    }
+
+    /// Says how many rows there will be: a hint, so that they need not be moved.
+    void expect(double rows) {
+        if (rows > static_cast<double>(capacity_) && rows < kMostExpected) {
+            (void)grow(static_cast<std::size_t>(rows));
+        }
     }
 
     /// Hands over the memory, which std::free releases; the buffer is empty afterwards.
     Row* release() {
-        if (size_ > 0) resize(size_);
         Row* rows = rows_;
         rows_ = nullptr;
         size_ = capacity_ = 0;
@@ -41,21 +49,22 @@ public:
 
 private:
     static constexpr std::size_t kFirst = 4096;
-    static constexpr std::size_t kPageBytes = 4096;
+    static constexpr std::size_t kPageBytes = 2 << 20;
+    static constexpr double kMostExpected = 1e12;
 
-    void resize(std::size_t capacity) {
-        void* moved = std::realloc(rows_, capacity * sizeof(Row));
-        if (moved == nullptr) throw std::bad_alloc();
-        rows_ = static_cast<Row*>(moved);
-        capacity_ = capacity;
+    bool grow(std::size_t capacity) {
+        const std::size_t bytes =
+            (capacity * sizeof(Row) + kPageBytes - 1) / kPageBytes * kPageBytes;
+        void* memory = std::aligned_alloc(kPageBytes, bytes);
+        if (memory == nullptr) return false;
 #ifdef MADV_HUGEPAGE
-        // Advice only: rows are read at random when they are shuffled.
-        const auto address = reinterpret_cast<std::uintptr_t>(moved);
-        const std::uintptr_t first = (address + kPageBytes - 1) / kPageBytes * kPageBytes;
-        const std::uintptr_t last = (address + capacity * sizeof(Row)) / kPageBytes * kPageBytes;
-        if (last > first)
-            (void)::madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+        (void)::madvise(memory, bytes, MADV_HUGEPAGE);  // advice only
 #endif
+        if (size_ > 0) std::memcpy(memory, rows_, size_ * sizeof(Row));
+        std::free(rows_);
+        rows_ = static_cast<Row*>(memory);
+        capacity_ = bytes / sizeof(Row);
+        return true;
     }
 
     Row* rows_ = nullptr;

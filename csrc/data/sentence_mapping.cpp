@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <vector>
 
 #include "data/fault.h"
@@ -64,17 +65,26 @@ private:
 
     void refill() {
         const std::size_t skipped = position_ - kAhead;  // of the ones to be drawn
-        for (std::uint32_t& target : drawn_) target = draw();
+        draw();
         position_ = skipped;
     }
 
-    std::uint32_t draw() {
-        if (ratio_ == 0) return max_length_;
-        const std::uint32_t value = random_.next32();
-        // Computed in any case: whether it is wanted is a coin toss.
-        const std::uint32_t short_length = max_length_ == 2 ? 2 : 2 + length_(value);
-        const bool is_short = ratio_ == 1 || is_short_.divides(value);
-        return max_length_ ^ ((max_length_ ^ short_length) & (0u - is_short));
+    void draw() {
+        if (ratio_ == 0) {
+            std::fill(std::begin(drawn_), std::end(drawn_), max_length_);
+            return;
+        }
+        for (std::uint32_t& target : drawn_) target = random_.next32();
+        // Copies, so that the compiler knows that they stay as they are.
+        const FastRemainder is_short = is_short_, length = length_;
+        const std::uint32_t max_length = max_length_;
+        const bool all_short = ratio_ == 1, has_choice = max_length > 2;
+        for (std::uint32_t& target : drawn_) {
+            // Computed in any case: whether it is wanted is a coin toss.
+            const std::uint32_t short_length = 2 + (has_choice ? length(target) : 0);
+            const std::uint32_t chosen = 0u - (all_short | is_short.divides(target));
+            target = max_length ^ ((max_length ^ short_length) & chosen);
+        }
     }
 
     RandomState random_;
@@ -264,10 +274,15 @@ void fill(const SentenceLayout& layout,
           Emit&& emit) {
     const auto split = measure<Sum>(layout, request, single_may_be_long, tick);
     check_usable(layout, request, split.num_usable);
-    do {
+    const std::int64_t wanted = request.num_samples.value_or(1);
+    for (bool is_first = true; is_first || out.size() < wanted; is_first = false) {
         targets.restart();
         walk(layout, request, split, left, tick, targets, emit);
-    } while (request.num_samples && out.size() < *request.num_samples);
+        // All epochs have about as many rows as the first one, and the last is a whole one.
+        if (is_first && out.size() < wanted) {
+            out.expect(1.01 * (static_cast<double>(wanted) + static_cast<double>(out.size())));
+        }
+    }
     Mersenne64 random(std::uint64_t{request.seed} + 1);
     shuffle_rows(out.rows(), random, tick);
 }

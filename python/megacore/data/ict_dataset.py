@@ -201,8 +201,8 @@ class IctKind(DatasetKind[Blocks]):
         if len(titles) != sentences.num_elements:
             raise DataError(
                 f"--titles-data-path {path} has {len(titles)} titles, but {prefix} has "
-                f"{sentences.num_elements} documents; prepare both from one file, with the "
-                "titles as a key of their own (--json-keys text title)"
+                f"{sentences.num_elements} documents, and each needs one; prepare the titles from "
+                "the same file, with --json-keys title and without --split-sentences"
             )
         return Blocks(sentences, _C.data.token_source(titles.reader), titles.sequence_lengths, path)
 
