@@ -8,7 +8,7 @@ gradient of one block given the result for all keys.
 
 Which formulation is taken where:
 
-* on a CPU without dropout: PyTorch's fused kernel, in every floating dtype;
+* on a CPU without dropout: megacore's kernel (`megacore.ops.attention`); float64 takes PyTorch's;
 * on a GPU without dropout, float16 and bfloat16, D a multiple of 8 up to 256: PyTorch's
   FlashAttention kernel. No GPU has run this yet; its calls are checked on the meta device;
 * otherwise: explicit products over a few query rows at a time, in float32 (float64 for float64).
@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 
 from megacore.layers.dropout_attention import keep_mask
+from megacore.layers.native_attention import kernel_takes
+from megacore.ops.attention import attention, attention_backward
 
 # Scores that the explicit formulation holds at a time.
 _MAX_SCORES = 1 << 22
@@ -70,6 +72,8 @@ def attention_block(
     """
     if dropout is not None:
         return _explicit(q, k, v, causal, dropout)
+    if kernel_takes(q):
+        return attention(q, k, v, causal=causal)
     if q.device.type == "cpu":
         parts = [_cpu(part, k, v, causal) for part in q.unbind(3)]
         outs, sums = zip(*parts, strict=True)
@@ -125,6 +129,8 @@ def attention_block_backward(
     """
     if dropout is not None:
         return _explicit_backward(grad, q, k, v, out, log_sum, causal, dropout)
+    if kernel_takes(q):
+        return attention_backward(grad, q, k, v, out, log_sum, causal=causal)
     if q.device.type == "cpu":
         return _cpu_backward(grad, q, k, v, out, log_sum, causal)
     if _gpu_kernel_takes(q):

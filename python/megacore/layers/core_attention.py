@@ -2,9 +2,11 @@
 
 Which formulation is taken where:
 
-* causal without dropout, or on a GPU: `scaled_dot_product_attention`, which never holds the S x S
-  scores and keeps them in float32;
-* causal with dropout on a CPU: `dropout_attention`;
+* float32, bfloat16 and float16 on a CPU: megacore's kernel (`native_attention`), which has windows,
+  dropout, documents and caches;
+* otherwise causal without dropout, or on a GPU: `scaled_dot_product_attention`, which never holds
+  the S x S scores and keeps them in float32;
+* float64 with dropout on a CPU: `dropout_attention`;
 * a window or capped scores: `score_attention`;
 * packed documents: one causal call per document, so nothing of size S x S spans the batch;
 * cached keys: explicit products of the few new queries with all keys.
@@ -22,6 +24,12 @@ from torch import Tensor
 
 from megacore.errors import UsageError
 from megacore.layers.dropout_attention import dropout_attention
+from megacore.layers.native_attention import (
+    are_consecutive,
+    kernel_takes,
+    native_cached,
+    native_causal,
+)
 from megacore.layers.score_attention import (
     PLAIN,
     Scores,
@@ -48,6 +56,8 @@ def causal_attention(
         [B, S, G * R * D].
     """
     batch, length, groups, ratio, width = q.shape
+    if scores.softcap is None and kernel_takes(q):
+        return native_causal(q, k, v, dropout=dropout, scores=scores)
     if scores.softcap is not None:
         out = capped_attention(q, k, v, scores, dropout=dropout)
     elif dropout > 0.0 and q.device.type == "cpu":
@@ -101,6 +111,10 @@ def packed_attention(
             f"cu_seqlens must run from 0 to the {batch * length} tokens of the batch, "
             f"found an end of {sum(document_lengths)}"
         )
+    if scores.softcap is None and kernel_takes(q):
+        return native_causal(
+            q, k, v, dropout=dropout, scores=scores, document_lengths=document_lengths
+        )
     # split, not slices: its backward is one concatenation instead of one full-size sum per slice.
     parts = [
         causal_attention(q_doc[None], k_doc[None], v_doc[None], dropout=dropout, scores=scores)[0]
@@ -130,6 +144,14 @@ def cached_attention(
         [B, n, G * R * D].
     """
     batch, count, groups, ratio, width = q.shape
+    if (
+        scores.softcap is None
+        and kernel_takes(q)
+        # One or two rows leave most lanes of the kernel empty; plain products in float32 do not.
+        and (count * ratio >= 4 or q.dtype != torch.float32)
+        and (count == 1 or (positions is not None and are_consecutive(positions)))
+    ):
+        return native_cached(q, keys, values, positions, scores)
     if positions is None and scores.window is not None:
         keys, values = keys[:, :, -scores.window :], values[:, :, -scores.window :]
     length = keys.shape[2]

@@ -1,4 +1,4 @@
-"""Attention with windows and capped scores, for which there is no fused kernel.
+"""Attention with windows and capped scores, where no kernel has them.
 
 A query with a window of W tokens sees itself and the W - 1 before it. Queries are taken in blocks
 of about W rows, each with the at most two blocks of keys that it can see, so the work grows with
@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from megacore.ops.softmax import softmax
 
 # Rows of a block when the window is smaller: less would be many tiny products.
 _MIN_ROWS = 256
@@ -92,7 +94,9 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, scores: Scores, *, dropout
     batch, _, groups, ratio, width = q.shape
     heads_k, heads_v = (x.transpose(1, 2) for x in (k, v))
     parts = []
-    for rows, keys, mask in _blocks(q.shape[1], scores.window, q.device):
+    positions = torch.arange(q.shape[1], device=q.device)
+    for rows, keys in _blocks(q.shape[1], scores.window):
+        mask = visible_keys(positions[rows], positions[keys], scores.window)
         # The query heads of a group stand below each other: its keys are shared without copies.
         block = q[:, rows].permute(0, 2, 3, 1, 4)
         count = block.shape[3]
@@ -124,23 +128,26 @@ def capped_attention(q: Tensor, k: Tensor, v: Tensor, scores: Scores, *, dropout
     heads_k, heads_v = (x.transpose(1, 2)[:, :, None] for x in (k, v))
     factor = scores.factor(q.shape[-1]) / scores.layer_scale
     parts = []
-    for rows, keys, mask in _blocks(q.shape[1], scores.window, q.device):
+    for rows, keys in _blocks(q.shape[1], scores.window):
         block = q[:, rows].permute(0, 2, 3, 1, 4)
         found = (block * factor) @ heads_k[..., keys, :].transpose(-1, -2)
         found = scores.capped(found.to(softmax_dtype(found)) * scores.layer_scale)
-        weights = found.masked_fill(~mask, float("-inf")).softmax(-1).to(v.dtype)
+        weights = softmax(
+            found.flatten(1, 2),
+            causal=True,
+            offset=rows.start - keys.start,
+            window=scores.window,
+        )
+        weights = weights.view(found.shape).to(v.dtype)
         parts.append(F.dropout(weights, dropout) @ heads_v[..., keys, :])
     return torch.cat(parts, dim=3).permute(0, 3, 1, 2, 4)
 
 
-def _blocks(
-    length: int, window: int | None, device: torch.device
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Rows of queries, the keys that they can see, and which [rows, keys] each of them sees."""
+def _blocks(length: int, window: int | None) -> Iterator[tuple[slice, slice]]:
+    """Rows of queries, and the keys that they can see."""
     reach = length if window is None else window
     count = max(reach, _MIN_ROWS)
-    positions = torch.arange(length, device=device)
     for first in range(0, length, count):
         rows = slice(first, min(first + count, length))
         keys = slice(max(0, first - reach + 1), rows.stop)
-        yield rows, keys, visible_keys(positions[rows], positions[keys], window)
+        yield rows, keys
