@@ -146,6 +146,21 @@ def test_hardware_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert slow[0]["step_s"] > named[0]["step_s"]
 
 
+def test_encoders(capsys: pytest.CaptureFixture[str]) -> None:
+    bert = GPT + "--model-family bert "
+    t5 = GPT + "--model-family t5 --decoder-seq-length 256 --vocab-extra-ids 100 "
+    model = read_inputs(bert.split()).model
+    assert (model.family, model.decoder_layers) == ("bert", 0)
+    # Nothing is masked, so both ways of counting are the same.
+    assert model.flops(8, "causal") == model.flops(8)
+    model = read_inputs(t5.split()).model
+    assert (model.family, model.decoder_layers, model.decoder_seq_length) == ("t5", 8, 256)
+    assert main(["plan", *t5.split()]) == 0
+    out = capsys.readouterr().out
+    assert "pretrain_t5.py" in out
+    assert "--simulate-world" not in out
+
+
 def test_training_command_lines_are_understood() -> None:
     # Switches of the profiler, flags without effect, paths that are not on this machine.
     words = GPT + (

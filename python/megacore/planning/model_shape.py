@@ -68,7 +68,11 @@ class PlanModel:
         length = int(run.data.length or 1)
         is_learned = model.position_kind == "learned_absolute"
         ffn = max(int((4 * hidden * 2 / 3) / 64), 1) * 64 if model.gated else 4 * hidden
+        is_t5 = model.model_family == "t5"
         return cls(
+            family=model.model_family,
+            decoder_layers=int(model.decoder_num_layers or model.depth or 1) if is_t5 else 0,
+            decoder_seq_length=int(run.masking.decoder_seq_length or length) if is_t5 else 0,
             num_layers=int(model.depth or 1),
             hidden_size=hidden,
             ffn_hidden_size=model.ffn_hidden_size or ffn,

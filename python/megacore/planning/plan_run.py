@@ -56,23 +56,27 @@ def training_flags(base: RunConfig, model: PlanModel, layout: Layout) -> list[st
     return [*words[:position], *words[position + 2 :], *layout.flags(model)]
 
 
-def launch_lines(words: Sequence[str], *, processes: int, per_node: int) -> list[str]:
+def launch_lines(
+    words: Sequence[str], *, processes: int, per_node: int, family: str = "gpt"
+) -> list[str]:
     """The lines of a shell command that starts the run.
 
     Args:
         words: Flags of `megacore train`.
         processes: Of the whole run.
         per_node: Of one machine.
+        family: Kind of model, which the script is named after.
     """
+    script = f"pretrain_{family}.py"
     nodes = -(-processes // per_node)
     if processes == 1:
-        head = ["python pretrain_gpt.py"]
+        head = [f"python {script}"]
     elif nodes == 1:
-        head = [f"torchrun --standalone --nproc-per-node {processes} pretrain_gpt.py"]
+        head = [f"torchrun --standalone --nproc-per-node {processes} {script}"]
     else:
         head = [
             f"torchrun --nnodes {nodes} --nproc-per-node {per_node} --rdzv-backend c10d",
-            '--rdzv-endpoint "$HEAD_NODE:29500" pretrain_gpt.py',
+            f'--rdzv-endpoint "$HEAD_NODE:29500" {script}',
         ]
     return _continued([*head, *_wrapped(words)])
 

@@ -191,10 +191,17 @@ def _rejections(result: PlanResult) -> Iterator[str]:
 def _commands(inputs: PlanInputs, best: StepEstimate) -> Iterator[str]:
     words = training_flags(inputs.base, inputs.model, best.layout)
     size, per_node = best.layout.world_size, inputs.profile.gpus_per_node
-    yield "to check it on any machine:"
-    yield from check_lines(words, processes=size)
+    family = inputs.base.model.model_family
+    if family == "gpt":  # simulated worlds measure no other
+        yield "to check it on any machine:"
+        yield from check_lines(words, processes=size)
     yield "to run it:"
-    yield from launch_lines(words, processes=size, per_node=min(size, per_node))
+    yield from launch_lines(
+        words,
+        processes=size,
+        per_node=min(size, per_node),
+        family=family,
+    )
 
 
 def _seconds(value: float) -> str:
