@@ -137,6 +137,7 @@ def build() -> list[Kernel]:
     known: list[Kernel] = []
     if report := read_report():
         known = report
+        REPORT.unlink()  # written again when the build is complete
     elif BUILD.exists():
         shutil.rmtree(BUILD)  # objects without their report would never be reported
     BUILD.mkdir(parents=True, exist_ok=True)

@@ -13,14 +13,12 @@ namespace megacore {
 enum class Fp8Format : std::uint8_t { kE4M3, kE5M2 };
 
 /// Largest finite value.
-MEGACORE_HOST_DEVICE constexpr float fp8_max(Fp8Format format) {
-    return format == Fp8Format::kE4M3 ? 448.0f : 57344.0f;
-}
+constexpr float fp8_max(Fp8Format format) { return format == Fp8Format::kE4M3 ? 448.0f : 57344.0f; }
 
 /// The nearest value, ties to even; beyond the largest finite one, that one. NaN stays NaN.
 /// Without branches, so that loops over it become vector code.
 template <Fp8Format kFormat>
-MEGACORE_HOST_DEVICE constexpr std::uint8_t to_fp8(float value) {
+constexpr std::uint8_t to_fp8(float value) {
     constexpr bool kE4M3 = kFormat == Fp8Format::kE4M3;
     constexpr int kDropped = kE4M3 ? 20 : 21;  // mantissa bits that go
     constexpr std::uint32_t kLargest = std::bit_cast<std::uint32_t>(fp8_max(kFormat));
@@ -41,20 +39,21 @@ MEGACORE_HOST_DEVICE constexpr std::uint8_t to_fp8(float value) {
     return static_cast<std::uint8_t>(sign | code);
 }
 
-/// The power of two that brings a block whose largest magnitude is `amax` nearest below the largest
-/// finite value, as its exponent; 0 for a block of zeros. Products with powers of two are exact.
-MEGACORE_HOST_DEVICE constexpr int fp8_block_exponent(Fp8Format format, float amax) {
-    const std::uint32_t bits = std::bit_cast<std::uint32_t>(amax) & 0x7fffffffu;
+/// The power of two that brings a block whose largest magnitude has the bits `amax` nearest below
+/// the largest finite value, as its exponent; 0 for a block of zeros. Products with powers of two
+/// are exact.
+MEGACORE_HOST_DEVICE constexpr int fp8_block_exponent(Fp8Format format, std::uint32_t amax) {
+    const std::uint32_t bits = amax & 0x7fffffffu;
     if (bits == 0) return 0;
-    const std::uint32_t largest = std::bit_cast<std::uint32_t>(fp8_max(format));
+    const std::uint32_t largest = format == Fp8Format::kE4M3 ? 0x43e00000u : 0x47600000u;
     const int difference = static_cast<int>(largest >> 23) - static_cast<int>(bits >> 23);
     const int exponent = difference - ((bits & 0x7fffffu) > (largest & 0x7fffffu) ? 1 : 0);
     return exponent < -126 ? -126 : exponent > 126 ? 126 : exponent;
 }
 
-/// 2^exponent, which lies in [-126, 127].
-MEGACORE_HOST_DEVICE constexpr float power_of_two(int exponent) {
-    return std::bit_cast<float>(static_cast<std::uint32_t>(exponent + 127) << 23);
+/// The bits of 2^exponent, which lies in [-126, 127].
+MEGACORE_HOST_DEVICE constexpr std::uint32_t power_of_two_bits(int exponent) {
+    return static_cast<std::uint32_t>(exponent + 127) << 23;
 }
 
 }  // namespace megacore

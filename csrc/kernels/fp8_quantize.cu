@@ -115,12 +115,12 @@ __global__ void __launch_bounds__(kThreads) fp8_quantize_blocks_kernel(const Blo
     float largest = 0.0f;
     for_each([&](std::int64_t at) { largest = fmaxf(largest, fabsf(widen(p.x[at]))); });
     largest = row_max(largest, scratch);
-    const int exponent = fp8_block_exponent(kFormat, largest);
-    const float scale = power_of_two(exponent);
+    const int exponent = fp8_block_exponent(kFormat, __float_as_uint(largest));
+    const float scale = __uint_as_float(power_of_two_bits(exponent));
     for_each([&](std::int64_t at) { p.out[at] = code<kFormat>(widen(p.x[at]) * scale); });
     if (threadIdx.x == 0) {
         p.inverse[static_cast<std::int64_t>(blockIdx.y) * gridDim.x + blockIdx.x] =
-            power_of_two(-exponent);
+            __uint_as_float(power_of_two_bits(-exponent));
     }
 }
 

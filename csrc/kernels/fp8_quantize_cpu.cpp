@@ -105,14 +105,14 @@ void quantize_block_row(const Fp8QuantizeBlocks& args, std::int64_t block_row) {
             const T* x = args.x.as<const T>() + row * columns + column;
             largest = std::max(largest, largest_of(x, width));
         }
-        const int exponent = fp8_block_exponent(kFormat, largest);
-        *inverse++ = power_of_two(-exponent);
+        const int exponent = fp8_block_exponent(kFormat, std::bit_cast<std::uint32_t>(largest));
+        *inverse++ = std::bit_cast<float>(power_of_two_bits(-exponent));
         for (std::int64_t row = first; row < last; ++row) {
             const std::int64_t at = row * columns + column;
             encode<kFormat>(args.out.as<std::uint8_t>() + at,
                             args.x.as<const T>() + at,
                             width,
-                            power_of_two(exponent));
+                            std::bit_cast<float>(power_of_two_bits(exponent)));
         }
     }
 }

@@ -88,8 +88,8 @@ def test_loss_after_300_steps_is_that_of_bfloat16(recipe: str, tmp_path: Path) -
     prefix = tmp_path / "docs"
     write_bytes_of_docs(prefix)
     flags = (
-        f"--bf16 --num-layers 4 --hidden-size 256 --num-attention-heads 4 --seq-length 128 "
-        f"--max-position-embeddings 128 --micro-batch-size 4 --global-batch-size 4 "
+        f"--bf16 --num-layers 4 --hidden-size 256 --num-attention-heads 4 --seq-length 64 "
+        f"--max-position-embeddings 64 --micro-batch-size 4 --global-batch-size 4 "
         f"--train-iters 300 --lr 1e-3 --lr-warmup-iters 20 --data-path {prefix} --vocab-size 256 "
         f"--attention-dropout 0 --hidden-dropout 0 --split 100,0,0"
     )
