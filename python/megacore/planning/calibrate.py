@@ -55,6 +55,7 @@ _GROUPS = {
     "step": ("other",),
 }
 _STEPS_S = 2.0  # about how long each small model trains
+_FIT_ROUNDS = 4
 _FIRST_STEP_S = 2e-3  # of step_overhead_s, before it is fitted
 Say = Callable[[str], None]
 
@@ -199,18 +200,9 @@ def fitted_profile(
         seconds: Of a step of each.
         dtype: In which they trained.
     """
-    parts = []
-    for small in models:
-        layout = Layout(micro_batch=small.micro_batch)
-        model = PlanModel.of(small_run(small, dtype), vocab_size=vocabulary())
-        found = estimate(layout, model, rough, small.micro_batch * small.num_microbatches)
-        parts.append(
-            {
-                group: sum(found.breakdown[name] for name in names)
-                for group, names in _GROUPS.items()
-            }
-        )
-    scale = {group: max(factor, 1e-3) for group, factor in fit_scales(parts, seconds).items()}
+    profile = rough
+    for _ in range(_FIT_ROUNDS):
+        profile = _scaled(profile, models, seconds, dtype)
     sources = dict(rough.sources)
     note = f"; scaled to steps of {len(models)} small models"
     for constant in (
@@ -222,13 +214,34 @@ def fitted_profile(
     ):
         sources[constant] = sources.get(constant, "") + note
     sources["step_overhead_s"] = f"steps of {len(models)} small models"
+    return replace(profile, sources=sources)
+
+
+def _scaled(
+    profile: HardwareProfile, models: Sequence[SmallModel], seconds: Sequence[float], dtype: str
+) -> HardwareProfile:
+    """The profile with each group of constants scaled once.
+
+    A product that waits for memory depends on two of them: so the scales are not final.
+    """
+    parts = []
+    for small in models:
+        layout = Layout(micro_batch=small.micro_batch)
+        model = PlanModel.of(small_run(small, dtype), vocab_size=vocabulary())
+        found = estimate(layout, model, profile, small.micro_batch * small.num_microbatches)
+        parts.append(
+            {
+                group: sum(found.breakdown[name] for name in names)
+                for group, names in _GROUPS.items()
+            }
+        )
+    scale = {group: max(factor, 1e-3) for group, factor in fit_scales(parts, seconds).items()}
     return replace(
-        rough,
-        matmul_efficiency=rough.matmul_efficiency / scale["matmul"],
-        attention_forward_efficiency=rough.attention_forward_efficiency / scale["attention"],
-        attention_backward_efficiency=rough.attention_backward_efficiency / scale["attention"],
-        memory_rate=rough.memory_rate / scale["memory"],
-        op_overhead_s=rough.op_overhead_s * scale["launch"],
-        step_overhead_s=rough.step_overhead_s * scale["step"],
-        sources=sources,
+        profile,
+        matmul_efficiency=profile.matmul_efficiency / scale["matmul"],
+        attention_forward_efficiency=profile.attention_forward_efficiency / scale["attention"],
+        attention_backward_efficiency=profile.attention_backward_efficiency / scale["attention"],
+        memory_rate=profile.memory_rate / scale["memory"],
+        op_overhead_s=profile.op_overhead_s * scale["launch"],
+        step_overhead_s=profile.step_overhead_s * scale["step"],
     )
