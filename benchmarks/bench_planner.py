@@ -106,7 +106,7 @@ CASES = (
         layout={"pp": 2, "schedule": "interleaved", "virtual_stages": 2, "micro_batch": 1},
     ),
     Case(
-        name="2: pp, zb-v, recompute",
+        name="2: pp, zb-v",
         batch=8,
         layout={
             "pp": 2,
