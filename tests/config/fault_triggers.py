@@ -25,11 +25,9 @@ TRIGGERS: dict[str, list[tuple[str, str]]] = {
     "MC0010": [("--config twice.yaml", ""), ("--config dash_and_underscore.yaml", "")],
     "MC0011": [
         ("--num-experts 8", ""),
-        ("--fp8-format hybrid", ""),
         ("--ckpt-format zarr", ""),
         ("--non-persistent-ckpt-type local", ""),
         ("--spec my.module spec", ""),
-        ("--no-fp8-wgrad", ""),
     ],
     "MC0012": [
         ("--batch-size 4", ""),
