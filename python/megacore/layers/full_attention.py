@@ -105,7 +105,7 @@ class _WeightsAttention(torch.autograd.Function):
         rows, keys, values = (x.reshape(batch * groups, -1, width) for x in (rows, keys, values))
         found = torch.bmm(rows * (scale / layer_scale), keys.transpose(1, 2))
         if layer_scale != 1:
-            found = found.float().mul_(layer_scale).to(rows.dtype)
+            found = found.to(_wide(found)).mul_(layer_scale).to(rows.dtype)
         by_head = found.view(batch, groups * ratio, count // ratio, length)
         if bias is not None:
             by_head.add_(bias)
