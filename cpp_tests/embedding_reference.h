@@ -22,15 +22,23 @@ struct EmbeddingCase {
 inline constexpr EmbeddingCase kEmbeddingCases[] = {
     {1, 1, 1}, {4, 3, 0}, {9, 7, 50}, {3, 64, 200}, {40, 1032, 11}, {5, 64, 30, 1}};
 
-template <class T>
+/// Out: T, or float for sums that are added to what is there.
+template <class T, class Out = T>
 struct EmbeddingProblem {
     EmbeddingCase c;
-    Buffer<T> dtable{"dtable", {c.rows, c.hidden}}, dout{"dout", {c.tokens, c.hidden}};
+    bool accumulate;
+    Buffer<Out> dtable{"dtable", {c.rows, c.hidden}};
+    Buffer<T> dout{"dout", {c.tokens, c.hidden}};
     std::vector<std::int64_t> sorted_values, order_values;
     TensorView sorted, order;
 
-    explicit EmbeddingProblem(const EmbeddingCase& c_) : c(c_) {
+    std::vector<double> before;
+
+    explicit EmbeddingProblem(const EmbeddingCase& c_, bool accumulate_ = false)
+        : c(c_), accumulate(accumulate_) {
         dout.fill_normal(1);
+        dtable.fill_normal(2);
+        for (std::int64_t i = 0; i < c.rows * c.hidden; ++i) before.push_back(dtable.at(i));
         // Some numbers that are no row.
         const auto row_of = [&](std::int64_t token) { return token * 7919 % (c.rows + 2) - 1; };
         order_values.resize(static_cast<std::size_t>(c.tokens));
@@ -44,11 +52,16 @@ struct EmbeddingProblem {
     }
 
     EmbeddingBackward args() {
-        return {.dtable = dtable.tensor, .dout = dout.tensor, .sorted = sorted, .order = order};
+        return {.dtable = dtable.tensor,
+                .dout = dout.tensor,
+                .sorted = sorted,
+                .order = order,
+                .accumulate = accumulate};
     }
 
     void expect_result() const {
         std::vector<double> sums(dtable.elements.size()), sizes(sums.size()), bounds;
+        if (accumulate) sums = before;
         for (std::int64_t i = 0; i < c.tokens; ++i) {
             if (sorted_values[i] < 0 || sorted_values[i] >= c.rows) continue;
             for (std::int64_t j = 0; j < c.hidden; ++j) {
@@ -59,7 +72,7 @@ struct EmbeddingProblem {
         }
         const double terms = std::sqrt(static_cast<double>(c.tokens));
         for (std::size_t i = 0; i < sums.size(); ++i) {
-            bounds.push_back(rounding_error<T>(sums[i]) + terms * 0x1p-24 * sizes[i] + 1e-30);
+            bounds.push_back(rounding_error<Out>(sums[i]) + terms * 0x1p-24 * sizes[i] + 1e-30);
         }
         expect_close(dtable, sums, bounds);
     }

@@ -119,6 +119,7 @@ void register_ops(torch::stable::detail::StableLibrary& library) {
     library.impl("cross_entropy_sums", TORCH_BOX(&cross_entropy_sums<Backend>));
     library.impl("cross_entropy_gradient_", TORCH_BOX(&cross_entropy_gradient_<Backend>));
     library.impl("embedding_gradient", TORCH_BOX(&embedding_gradient<Backend>));
+    library.impl("embedding_gradient_add_", TORCH_BOX(&embedding_gradient_add_<Backend>));
     library.impl("attention_forward", TORCH_BOX(&attention_forward<Backend>));
     library.impl("attention_backward", TORCH_BOX(&attention_backward<Backend>));
     library.impl("softmax_forward", TORCH_BOX(&softmax_forward<Backend>));

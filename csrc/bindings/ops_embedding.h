@@ -1,4 +1,4 @@
-/// torch.ops.megacore.embedding_gradient.
+/// torch.ops.megacore.embedding_gradient and embedding_gradient_add_.
 #pragma once
 
 #include "bindings/op_views.h"
@@ -21,6 +21,21 @@ Tensor embedding_gradient(const Tensor& dout,
                                 .sorted = view("sorted", sorted),
                                 .order = view("order", order)});
     return dtable;
+}
+
+/// The same, added to total [V, H] float32.
+template <class Backend>
+void embedding_gradient_add_(const Tensor& total,
+                             const Tensor& dout,
+                             const Tensor& sorted,
+                             const Tensor& order) {
+    const NvtxRange range("megacore::embedding_gradient_add_");
+    const Backend backend(dout);
+    backend.embedding_backward({.dtable = view("total", total),
+                                .dout = view("dout", dout),
+                                .sorted = view("sorted", sorted),
+                                .order = view("order", order),
+                                .accumulate = true});
 }
 
 }  // namespace megacore::bindings

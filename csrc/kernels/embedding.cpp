@@ -8,10 +8,10 @@ namespace megacore {
 
 void check(const EmbeddingBackward& args) {
     check_shape(args.dtable, {-1, -1});
-    check_dtype(args.dtable, {DType::kFloat32, DType::kBFloat16, DType::kFloat16});
-    check_contiguous(args.dtable);
     check_shape(args.dout, {-1, args.dtable.sizes[1]});
-    check_dtype(args.dout, {args.dtable.dtype});
+    check_dtype(args.dout, {DType::kFloat32, DType::kBFloat16, DType::kFloat16});
+    check_dtype(args.dtable, {args.accumulate ? DType::kFloat32 : args.dout.dtype});
+    check_contiguous(args.dtable);
     check_contiguous(args.dout);
     for (const TensorView* tensor : {&args.sorted, &args.order}) {
         check_shape(*tensor, {args.dout.sizes[0]});

@@ -20,9 +20,9 @@ namespace {
 
 constexpr int kMaxThreads = 128;
 
-template <class T>
+template <class T, class Out>
 struct Params {
-    T* dtable;                   // [V, H]
+    Out* dtable;                 // [V, H]
     const T* dout;               // [M, H]
     const std::int64_t* sorted;  // [M]
     const std::int64_t* order;   // [M]
@@ -32,9 +32,9 @@ struct Params {
 
 // --- Kernel -------------------------------------------------------------------------------------
 
-// Grid: rows of the table.
-template <class T, int kVec>
-__global__ void __launch_bounds__(kMaxThreads) embedding_backward_kernel(const Params<T> p) {
+// Grid: rows of the table. kAdd: rows without tokens are left, the others added to.
+template <class T, class Out, int kVec, bool kAdd>
+__global__ void __launch_bounds__(kMaxThreads) embedding_backward_kernel(const Params<T, Out> p) {
     const std::int64_t row = blockIdx.x;
     std::int64_t first = 0;
     for (std::int64_t end = p.num_tokens; first < end;) {
@@ -45,6 +45,7 @@ __global__ void __launch_bounds__(kMaxThreads) embedding_backward_kernel(const P
             end = middle;
         }
     }
+    if (kAdd && (first == p.num_tokens || p.sorted[first] != row)) return;
     for (std::int64_t column = static_cast<std::int64_t>(threadIdx.x) * kVec; column < p.hidden;
          column += static_cast<std::int64_t>(blockDim.x) * kVec) {
         float sums[kVec] = {};
@@ -53,30 +54,36 @@ __global__ void __launch_bounds__(kMaxThreads) embedding_backward_kernel(const P
 #pragma unroll
             for (int k = 0; k < kVec; ++k) sums[k] += widen(pack.elements[k]);
         }
-        Pack<T, kVec> result;
+        Out* const target = p.dtable + row * p.hidden + column;
+        Pack<Out, kVec> result;
+        if constexpr (kAdd) {
+            result = Pack<Out, kVec>::load(target);
 #pragma unroll
-        for (int k = 0; k < kVec; ++k) result.elements[k] = narrow<T>(sums[k]);
-        result.store(p.dtable + row * p.hidden + column);
+            for (int k = 0; k < kVec; ++k) sums[k] = widen(result.elements[k]) + sums[k];
+        }
+#pragma unroll
+        for (int k = 0; k < kVec; ++k) result.elements[k] = narrow<Out>(sums[k]);
+        result.store(target);
     }
 }
 
 // --- Launcher -----------------------------------------------------------------------------------
 
-template <class T>
+template <class T, class Out, bool kAdd>
 void launch_backward(const EmbeddingBackward& args, void* stream) {
-    const Params<T> params{.dtable = args.dtable.as<T>(),
-                           .dout = args.dout.as<const T>(),
-                           .sorted = args.sorted.as<const std::int64_t>(),
-                           .order = args.order.as<const std::int64_t>(),
-                           .num_tokens = args.dout.sizes[0],
-                           .hidden = args.dtable.sizes[1]};
+    const Params<T, Out> params{.dtable = args.dtable.as<Out>(),
+                                .dout = args.dout.as<const T>(),
+                                .sorted = args.sorted.as<const std::int64_t>(),
+                                .order = args.order.as<const std::int64_t>(),
+                                .num_tokens = args.dout.sizes[0],
+                                .hidden = args.dtable.sizes[1]};
     const auto with_width = [&](auto vec) {
         const std::int64_t threads = round_up(ceil_div(params.hidden, vec()), 32);
         const LaunchShape shape{
             .grid = dim3(static_cast<unsigned>(args.dtable.sizes[0])),
             .block = dim3(static_cast<unsigned>(std::min<std::int64_t>(threads, kMaxThreads))),
             .stream = stream};
-        launch(embedding_backward_kernel<T, vec()>, shape, params);
+        launch(embedding_backward_kernel<T, Out, vec(), kAdd>, shape, params);
     };
     constexpr int kWide = 16 / static_cast<int>(sizeof(T));
     if (aligned16(params.dtable) && aligned16(params.dout) && params.hidden % kWide == 0) {
@@ -93,8 +100,13 @@ void launch_backward(const EmbeddingBackward& args, void* stream) {
 void embedding_backward(const EmbeddingBackward& args, void* stream) {
     check(args);
     if (args.dtable.numel() == 0) return;
-    visit_float_dtype(args.dtable.dtype, [&](auto tag) {
-        launch_backward<typename DeviceType<typename decltype(tag)::type>::type>(args, stream);
+    visit_float_dtype(args.dout.dtype, [&](auto tag) {
+        using T = typename DeviceType<typename decltype(tag)::type>::type;
+        if (args.accumulate) {
+            launch_backward<T, float, true>(args, stream);
+        } else {
+            launch_backward<T, T, false>(args, stream);
+        }
     });
 }
 

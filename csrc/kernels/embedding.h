@@ -4,10 +4,12 @@
 ///
 /// `sorted` holds the tokens' rows in ascending order and `order` where each of them came from, as
 /// a stable sort gives them: the sum then has the order of the tokens. Every element of dtable is
-/// written, with zeros where no token took the row; numbers outside [0, V) count nowhere.
+/// written, with zeros where no token took the row; numbers outside [0, V) count nowhere. With
+/// `accumulate` the sums are added to dtable, and rows that no token took are not touched.
 ///
-/// M tokens, V rows of H elements. dout, dtable: one dtype, float32, bfloat16 or float16; sums are
-/// float32. Bound by memory: dtable is written once and dout read once.
+/// M tokens, V rows of H elements. dout: float32, bfloat16 or float16; dtable: the same dtype, or
+/// float32 with `accumulate`; sums are float32. Bound by memory: dout is read once, and dtable is
+/// written once; with `accumulate` its rows that occur are read and written.
 /// Determinism: bitwise. On CUDA one block adds up a row, so a token that is much more frequent
 /// than the others sets the time.
 #pragma once
@@ -17,10 +19,11 @@
 namespace megacore {
 
 struct EmbeddingBackward {
-    TensorView dtable;  ///< [V, H] out, contiguous
+    TensorView dtable;  ///< [V, H] out, or in and out, contiguous
     TensorView dout;    ///< [M, H] contiguous
     TensorView sorted;  ///< [M] int64, ascending
     TensorView order;   ///< [M] int64, a permutation of 0 to M - 1
+    bool accumulate = false;
 };
 
 /// Throws when a tensor is missing or has a wrong shape, dtype or layout; the message names it.

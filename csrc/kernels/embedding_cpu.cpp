@@ -42,11 +42,35 @@ void backward_rows(const EmbeddingBackward& args, std::int64_t begin, std::int64
     }
 }
 
+/// As backward_rows, for sums that are added; it goes from token to token, not from row to row.
+template <class T>
+void add_rows(const EmbeddingBackward& args, std::int64_t begin, std::int64_t end) {
+    const std::int64_t hidden = args.dtable.sizes[1];
+    const std::int64_t* sorted = args.sorted.as<const std::int64_t>();
+    const std::int64_t* order = args.order.as<const std::int64_t>();
+    const std::int64_t* const last = sorted + args.sorted.sizes[0];
+    const T* dout = args.dout.as<const T>();
+    const std::int64_t* token = std::lower_bound(sorted, last, begin);
+    while (token != last && *token < end) {
+        const std::int64_t* const first = token;
+        while (token != last && *token == *first) ++token;
+        float* dtable = args.dtable.as<float>() + *first * hidden;
+        for_each_vec(hidden, [&](auto load, auto store) {
+            Vec sum = Vec::zero();
+            for (const std::int64_t* at = first; at != token; ++at) {
+                sum = sum + load(dout + order[at - sorted] * hidden);
+            }
+            store(dtable, load(dtable) + sum);
+        });
+    }
+}
+
 void backward(const EmbeddingBackward& args) {
     const std::int64_t grain = std::max<std::int64_t>(1, kGrainElements / args.dtable.sizes[1]);
-    visit_float_dtype(args.dtable.dtype, [&](auto tag) {
+    visit_float_dtype(args.dout.dtype, [&](auto tag) {
+        using T = typename decltype(tag)::type;
         parallel_for(0, args.dtable.sizes[0], grain, [&](std::int64_t begin, std::int64_t end) {
-            backward_rows<typename decltype(tag)::type>(args, begin, end);
+            args.accumulate ? add_rows<T>(args, begin, end) : backward_rows<T>(args, begin, end);
         });
     });
 }

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from megacore.ops.embedding import embedding, embedding_reference
+from megacore.ops.linear import GradientSum
 
 # V, H, shape of the tokens
 SHAPES = [(1, 1, (1,)), (7, 3, (5, 4)), (50, 64, (2, 131)), (1003, 33, (70,)), (5, 16, (900,))]
@@ -77,6 +78,40 @@ def test_the_order_of_equal_tokens_decides_the_bits_and_nothing_else_does():
     assert torch.equal(grads[0], total)
 
 
+@pytest.mark.parametrize(("shape", "dtype"), list(itertools.product(SHAPES, DTYPES)))
+def test_a_gradient_that_is_added_to_a_sum(shape, dtype):
+    table, indices, dout = problem(shape, dtype)
+    before = torch.randn(table.shape, generator=torch.Generator().manual_seed(7))
+    leaf, total, told = torch.nn.Parameter(table.clone()), before.clone(), []
+    GradientSum(total).attach(leaf)
+    leaf.register_post_accumulate_grad_hook(told.append)
+    out = embedding(leaf, indices)
+    assert torch.equal(out, table[indices])
+    out.backward(dout)
+    assert leaf.grad is None
+    assert len(told) == 1
+    assert told[0] is leaf
+    _, exact = run(embedding_reference, table.double(), indices, dout.double())
+    _, sizes = run(embedding_reference, table.double(), indices, dout.double().abs())
+    expected = before.double() + exact
+    bound = 2.0**-24 * (expected.abs() + indices.numel() ** 0.5 * sizes)
+    assert ((total.double() - expected).abs() <= bound).all()
+    # Rows that no token took keep their bits.
+    others = torch.ones(table.shape[0], dtype=torch.bool)
+    others[indices.flatten()] = False
+    assert torch.equal(total[others], before[others])
+
+
+def test_a_table_with_several_lookups_is_complete_once():
+    leaf, told = torch.nn.Parameter(torch.ones(3, 2)), []
+    total = torch.zeros(3, 2)
+    GradientSum(total).attach(leaf)
+    leaf.register_post_accumulate_grad_hook(lambda _: told.append(total.tolist()))
+    (embedding(leaf, torch.tensor([0, 2])) + embedding(leaf, torch.tensor([0, 0]))).sum().backward()
+    assert leaf.grad is None
+    assert told == [[[3, 3], [0, 0], [1, 1]]]
+
+
 def test_faults():
     with pytest.raises(IndexError):
         embedding(torch.ones(3, 2), torch.tensor([3]))
@@ -90,6 +125,11 @@ def test_opcheck():
     table, indices, dout = problem((7, 3, (5, 4)), torch.float32)
     torch.library.opcheck(torch.ops.megacore.embedding.default, (table.requires_grad_(), indices))
     ascending, order = torch.sort(indices.flatten(), stable=True)
+    total = torch.zeros(7, 3)
+    torch.library.opcheck(
+        torch.ops.megacore.embedding_gradient_add_.default,
+        (total, dout.flatten(0, 1), ascending, order),
+    )
     torch.library.opcheck(
         torch.ops.megacore.embedding_gradient.default, (dout.flatten(0, 1), ascending, order, 7)
     )

@@ -11,7 +11,7 @@ from megacore.layers.embedding import Embedding
 from megacore.layers.linear import Product
 from megacore.layers.spec import TransformerSpec
 from megacore.layers.transformer import TransformerBlock
-from megacore.ops.linear import linear, shared_linear
+from megacore.ops.linear import linear
 
 
 class OutputLayer(nn.Module):
@@ -35,7 +35,7 @@ class OutputLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.tied = tied
-        self.product: Product = shared_linear if tied else linear
+        self.product: Product = linear
         self.weight: nn.Parameter | None
         self.bias: nn.Parameter | None
         if tied:

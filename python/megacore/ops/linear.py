@@ -2,7 +2,8 @@
 
 y = x W^T + b has three products: itself, dx = dy W and dW = dy^T x. Whoever keeps sums of gradients
 (the optimizer, in float32) hangs a `GradientSum` on a parameter; the third product is then added
-to that without a gradient of its own, which would be written, rounded, read and added.
+to that without a gradient of its own, which would be written, rounded, read and added. Autograd
+gets None for it, and still calls the parameter's hooks once, when all of its uses are done.
 
 Source: Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models" (2022);
 Megatron-LM's gradient accumulation fusion.
@@ -10,7 +11,6 @@ Megatron-LM's gradient accumulation fusion.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +29,9 @@ class GradientSum:
 
     Attributes:
         total: The sum, in the shape of the parameter.
-        added: Called with the parameter when a gradient was added by someone other than autograd,
-            which calls its hooks; or None.
     """
 
     total: Tensor
-    added: Callable[[torch.nn.Parameter], None] | None
 
     def attach(self, param: torch.nn.Parameter) -> None:
         """Makes products add to it."""
@@ -77,24 +74,18 @@ def add_weight_product(total: Tensor, x: Tensor, dy: Tensor) -> None:
     matmul_add_(total, _rows(dy).t(), _rows(x))
 
 
-def weight_gradient(
-    weight: Tensor, x: Tensor, dy: Tensor, *, announce: bool = True
-) -> Tensor | None:
+def weight_gradient(weight: Tensor, x: Tensor, dy: Tensor) -> Tensor | None:
     """The gradient of W for autograd, or None when it was added to the parameter's sum.
 
     Args:
         weight: The parameter [out, in].
         x: [..., in].
         dy: [..., out], the gradient of y.
-        announce: No other gradient of the parameter goes through autograd, whose hook would tell
-            that it is complete.
     """
     grads = sum_of(weight)
     if grads is None:
         return weight_product(x, dy)
     add_weight_product(grads.total, x, dy)
-    if announce and grads.added is not None and isinstance(weight, torch.nn.Parameter):
-        grads.added(weight)
     return None
 
 
@@ -105,12 +96,7 @@ def bias_gradient(dy: Tensor) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """y = x W^T + b: [..., out] of `x` [..., in], `weight` [out, in], `bias` [out] or None."""
-    return _Linear.apply(x, weight, bias, True)
-
-
-def shared_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`linear` with a weight that is used elsewhere too, as a tied embedding is."""
-    return _Linear.apply(x, weight, bias, False)
+    return _Linear.apply(x, weight, bias)
 
 
 def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -134,18 +120,18 @@ def _rows(x: Tensor) -> Tensor:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, announce: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x)
         # Not saved: recompute would give back a copy, whose sum nobody looks at.
-        ctx.weight, ctx.announce = weight, announce
+        ctx.weight = weight
         return forward_product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (x,), weight, dy = ctx.saved_tensors, ctx.weight, grads[0]
-        need_x, need_weight, need_bias, _ = ctx.needs_input_grad
+        need_x, need_weight, need_bias = ctx.needs_input_grad
         dx = input_product(dy, weight) if need_x else None
         dweight = None
         if need_weight:
-            dweight = weight_gradient(weight, x, dy, announce=ctx.announce)
-        return dx, dweight, bias_gradient(dy) if need_bias else None, None
+            dweight = weight_gradient(weight, x, dy)
+        return dx, dweight, bias_gradient(dy) if need_bias else None

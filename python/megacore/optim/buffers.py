@@ -215,8 +215,7 @@ class Bucket:
         for param, view in zip(self.parameters, self._grad_views, strict=True):
             setattr(param, MAIN_GRAD, view)
             if fused:
-                # Autograd calls its hooks for gradients that are None, too.
-                GradientSum(view, None).attach(param)
+                GradientSum(view).attach(param)
             if notify is not None or not self.grad_is_leaf:
                 param.register_post_accumulate_grad_hook(accumulate)
 

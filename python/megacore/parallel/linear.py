@@ -89,14 +89,12 @@ class SplitProduct:
         sequence: The sequence is split outside of the pairs of layers.
         overlap: What runs beside what.
         store: Where weight gradients are left for later while it is deferring.
-        shared: The weight is used elsewhere too, as a tied embedding is.
     """
 
     group: Group
     sequence: bool
     overlap: Overlap = OVERLAP
     store: WeightGradStore | None = None
-    shared: bool = False
 
     @property
     def is_deferring(self) -> bool:
@@ -179,7 +177,7 @@ class _Column(torch.autograd.Function):
             dx = _started(dx, overlap.reduce_input_grad)
         dweight = None
         if need_weight and not later:
-            dweight = weight_gradient(weight, whole(), dy, announce=not split.shared)
+            dweight = weight_gradient(weight, whole(), dy)
         dbias = bias_gradient(dy) if need_bias else None
         return dx() if dx else None, dweight, dbias, None
 
@@ -223,7 +221,7 @@ class _Row(torch.autograd.Function):
                 dx = input_product(whole, weight)
         dweight = None
         if need_weight and whole is not None:
-            dweight = weight_gradient(weight, x, whole, announce=not split.shared)
+            dweight = weight_gradient(weight, x, whole)
         return dx, dweight, dbias, None
 
 

@@ -168,7 +168,10 @@ def _layer_faults(parallel: ParallelConfig, model: ModelConfig) -> Iterator[Faul
 
 def _split_faults(parallel: ParallelConfig, model: ModelConfig) -> Iterator[Fault]:
     """An encoder on the first ranks of a pipeline, a decoder on the others."""
-    split, ranks = parallel.pipeline_model_parallel_split_rank, parallel.pipeline_model_parallel_size
+    split, ranks = (
+        parallel.pipeline_model_parallel_split_rank,
+        parallel.pipeline_model_parallel_size,
+    )
     given: dict[str, object] = {"--pipeline-model-parallel-split-rank": split}
     if model.model_family != "t5":
         yield fault("MC1320", {"--model-family": model.model_family, **given}, allowed="t5")

@@ -78,9 +78,7 @@ def divide_layers(
     return stages
 
 
-def divide_stacks(
-    num_layers: tuple[int, int], num_stages: int, *, split: int
-) -> list[StageLayers]:
+def divide_stacks(num_layers: tuple[int, int], num_stages: int, *, split: int) -> list[StageLayers]:
     """Which stage holds which layers of an encoder and a decoder, numbered through both.
 
     Args:

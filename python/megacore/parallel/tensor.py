@@ -176,13 +176,7 @@ def _replace(module: nn.Module, split: Split, plan: _Plan) -> None:
     if isinstance(module, Linear | OutputLayer):
         if group.size > 1 and split != "tokens":
             kind = ColumnProduct if split == "column" else RowProduct
-            module.product = kind(
-                group=group,
-                sequence=sequence,
-                overlap=plan.overlap,
-                store=store,
-                shared=isinstance(module, OutputLayer) and module.tied,
-            )
+            module.product = kind(group=group, sequence=sequence, overlap=plan.overlap, store=store)
         elif store is not None:
             module.product = partial(linear, store=store)
     elif isinstance(module, Table) and group.size > 1:
