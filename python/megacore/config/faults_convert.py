@@ -13,7 +13,7 @@ CONVERT_RULES: dict[str, Rule] = {
     ),
     "MC1002": Rule(
         "This kind of model cannot be converted yet",
-        "Only GPT models can. BERT and mixtures of experts will come with the models themselves.",
+        "Dense GPT, BERT and T5 models can. Mixtures of experts will come with the models.",
         "There is nothing to change; convert it with another program.",
     ),
     "MC1003": Rule(

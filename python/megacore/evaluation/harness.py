@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from megacore.errors import EXIT_OK, UsageError
 
 MODEL_MODULE = "megacore.evaluation.harness_model"
+_USAGE = """usage: megacore lm-eval --model megacore --model_args load=DIR --tasks NAME,... [flags]
+
+The flags are those of the lm-evaluation-harness, which is not installed: pip install lm-eval."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,6 +29,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         harness = importlib.import_module("lm_eval.__main__")
     except ModuleNotFoundError as error:
+        if {"-h", "--help"} & set(argv):
+            print(_USAGE)
+            return EXIT_OK
         raise UsageError(
             f"megacore lm-eval needs the package lm-eval (pip install lm-eval): {error}"
         ) from error

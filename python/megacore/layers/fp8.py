@@ -20,6 +20,7 @@ from megacore.layers.fp8_config import Fp8Config
 from megacore.ops.fp8_quantize import (
     BLOCK,
     E4M3,
+    E5M2,
     Operand,
     largest,
     product,
@@ -29,6 +30,11 @@ from megacore.ops.fp8_quantize import (
 
 INPUT, WEIGHT, GRADIENT = range(3)
 KINDS = 3
+
+
+def gradient_dtype(config: Fp8Config) -> torch.dtype:
+    """Format of gradients."""
+    return E5M2 if config.fp8 == "hybrid" else E4M3
 
 
 class DelayedScales:
@@ -55,7 +61,7 @@ class DelayedScales:
         self.scale = torch.ones(count, device=device)
         self.history = torch.zeros(config.fp8_amax_history_len, count, device=device)
         self.num_updates = 0
-        limits = [largest(E4M3), largest(E4M3), largest(config.backward_dtype)]
+        limits = [largest(E4M3), largest(E4M3), largest(gradient_dtype(config))]
         self._limits = torch.tensor(limits, device=device).repeat(len(names))
 
     @torch.no_grad()
@@ -143,7 +149,7 @@ class Fp8Product:
 
     def converted(self, x: Tensor, kind: int, *, record: bool, transpose: bool) -> _Both:
         """Both operands of x [M, K]; the transposed one is empty unless asked for."""
-        dtype = self.config.backward_dtype if kind == GRADIENT else E4M3
+        dtype = gradient_dtype(self.config) if kind == GRADIENT else E4M3
         if self.config.fp8_recipe == "blockwise":
             return _in_blocks(x, kind, dtype, transpose=transpose)
         if self._scales is not None:

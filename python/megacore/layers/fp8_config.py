@@ -6,12 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from megacore.config.fields import flag
 from megacore.config.settings import value_faults
 from megacore.errors import Fault
-from megacore.ops.fp8_quantize import E4M3, E5M2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +65,6 @@ class Fp8Config:
     def is_on(self) -> bool:
         """Whether any product takes 8-bit operands."""
         return self.fp8 is not None
-
-    @property
-    def backward_dtype(self) -> torch.dtype:
-        """Format of gradients."""
-        return E5M2 if self.fp8 == "hybrid" else E4M3
 
     def faults(self) -> Iterator[Fault]:
         """Rules that these values break."""

@@ -312,7 +312,6 @@ TOOL_FAULTS = [
     ("MC1001", f"{TOOL} --loader core --saver core --model-size llama2-7B"),
     ("MC1001", f"{TOOL} --loader core --saver hf --target-tensor-parallel-size 2"),
     ("MC1001", f"{TOOL} --loader core --saver core --bf16"),
-    ("MC1002", "--model-type BERT --load-dir a --save-dir b --loader core --saver core"),
     ("MC1002", f"{TOOL} --loader mixtral_hf --saver mcore --tokenizer-model t"),
     ("MC1002", f"{TOOL} --loader core --saver core --target-expert-parallel-size 2"),
     ("MC0501", f"{TOOL} --loader llama_mistral --saver core {LLAMA} --bf16 --fp16"),

@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from megacore.checkpoint.convert import hf
-from megacore.checkpoint.convert.cli import main
+from megacore.checkpoint.convert.cli import main, tool_main
 from megacore.errors import CheckpointError
 from megacore.testing.encoder_cases import CASES, hf_model
 
@@ -44,6 +44,21 @@ def test_there_and_back_is_bitwise(name: str, tmp_path: Path) -> None:
     assert all(torch.equal(again[key], tensors[key]) for key in tensors)
     before, after = (json.loads((path / "config.json").read_text()) for path in (there, back))
     assert after["model_type"] == before["model_type"]
+
+
+def test_the_script_of_megatron_takes_a_bert_for_a_bert(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there, ours, back = tmp_path / "there", tmp_path / "ours", tmp_path / "back"
+    tensors = write("bert", there)
+    words = ["--model-type", "BERT", "--load-dir", str(there), "--save-dir", str(ours)]
+    assert tool_main([*words, "--loader", "hf", "--saver", "core"]) == 0
+    words = ["--load-dir", str(ours), "--save-dir", str(back), "--loader", "core", "--saver", "hf"]
+    with pytest.raises(CheckpointError, match=r"--model-type GPT: the model in .* is a BERT"):
+        tool_main(["--model-type", "GPT", *words])
+    assert tool_main(["--model-type", "BERT", *words]) == 0
+    again = load_file(back / "model.safetensors")
+    assert all(torch.equal(again[key], tensors[key]) for key in tensors)
 
 
 def test_missing_heads_are_named(tmp_path: Path) -> None:

@@ -135,6 +135,7 @@ def _tool_request(config: ConvertToolConfig) -> Request:
         tokenizer = tokenizer_files.of_model(Path(config.tokenizer_model))
     dtype = torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else None
     fused = config.saver_transformer_impl
+    in_any_layout = config.model_type == "BERT" and config.saver_name == "core"
     return Request(
         source=Path(config.load_dir or ""),
         destination=Path(config.save_dir or ""),
@@ -145,7 +146,8 @@ def _tool_request(config: ConvertToolConfig) -> Request:
             tensor=config.target_tensor_parallel_size,
             pipeline=config.target_pipeline_parallel_size,
             expert=config.target_expert_parallel_size,
-            ckpt_format="torch",
+            # torch_dist is for every layout, and the only one that holds other models than GPTs.
+            ckpt_format="torch_dist" if in_any_layout else "torch",
             fused_norms=None if fused is None else fused == "transformer_engine",
         ),
         dtype=dtype,
@@ -187,6 +189,11 @@ def _compared(config: ConvertToolConfig, description: ModelDescription) -> tuple
         CheckpointError: They contradict each other.
     """
     model = description.config
+    if config.model_type is not None and config.model_type.lower() != model.model_family:
+        raise CheckpointError(
+            f"--model-type {config.model_type}: the model in {config.load_dir} is a "
+            f"{model.model_family.upper()}"
+        )
     asked = config.position_embedding_type
     if asked is not None and asked != model.position_embedding_type:
         raise CheckpointError(

@@ -201,8 +201,6 @@ class ConvertToolConfig:
         for name in ("--model-type", "--load-dir", "--save-dir"):
             if not self._value(name):
                 yield required(name)
-        if self.model_type == "BERT":
-            yield fault("MC1002", {"--model-type": "BERT"}, allowed="GPT")
         if self.loader_name == "mixtral_hf":
             yield fault("MC1002", {"--loader": self.loader}, more="a mixture of experts")
         if self.target_expert_parallel_size > 1:
