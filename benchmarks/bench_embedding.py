@@ -1,6 +1,9 @@
 """The gradient of an embedding lookup against PyTorch's.
 
 python benchmarks/bench_embedding.py [--device cpu] [--tokens 4096] [--hidden 768]
+
+"gradient": a gradient of the whole table on both sides. "added": ours adds to a float32 sum of
+gradients, as training does; the peer still makes its gradient only, which is left to be added.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import torch
 from op_timing import HEADER, arguments, copy_bandwidth, forward_backward, medians, row
 
 from megacore.ops.embedding import embedding, embedding_reference
+from megacore.ops.linear import GradientSum
 
 
 def main() -> None:
@@ -38,7 +42,16 @@ def main() -> None:
         ours, peer = medians(pair, args.device, args.repeats)
         moved = table.nbytes + 3 * dout.nbytes  # its gradient; rows read and written; dout
         name = str(dtype).removeprefix("torch.")
-        print(row(name, ours, peer, moved, bandwidth), flush=True)
+        print(row(f"{name}, gradient", ours, peer, moved, bandwidth), flush=True)
+        summed = torch.nn.Parameter(table.detach())
+        GradientSum(torch.zeros(table.shape, device=args.device)).attach(summed)
+
+        def added(summed: torch.nn.Parameter = summed, dout: torch.Tensor = dout) -> None:
+            embedding(summed, indices).backward(dout)
+
+        ours, peer = medians([added, pair[1]], args.device, args.repeats)
+        rows = 2 * 4 * dout.numel()  # of the sum, read and written
+        print(row(f"{name}, added", ours, peer, 3 * dout.nbytes + rows, bandwidth), flush=True)
 
 
 if __name__ == "__main__":
