@@ -12,6 +12,7 @@ from torch import Tensor
 from worker_pool import WorkerPools
 
 from megacore.errors import CheckpointError
+from megacore.layers.attention import AttentionContext
 from megacore.parallel.groups import Group
 from megacore.parallel.random_streams import RandomStream, Streamed, tensor_stream
 
@@ -51,8 +52,7 @@ def drawn_by_core_attention(group: Group, case: Case) -> list[Tensor]:
         q = torch.zeros(1, 12, 2, 1, 4, dtype=case.dtype)
         ones = torch.ones(1, 12, 2, 4, dtype=case.dtype)
         torch.manual_seed(1)
-        context = type("Context", (), {"document_lengths": None})()
-        seen.append(core(q, ones, ones, context))
+        seen.append(core(q, ones, ones, AttentionContext()))
     return seen
 
 
