@@ -127,7 +127,7 @@ def parse_log(log: str) -> list[Kernel]:
                 )
             )
     names = demangle([kernel.name for kernel in found])
-    cleaned = [re.sub(r"\(anonymous namespace\)::", "", n) for n in names]
+    cleaned = [re.sub(r"(\(anonymous namespace\)|\b\w+_kernels)::", "", n) for n in names]
     short = [re.sub(r"^void |megacore::(?:cuda::)?", "", n) for n in cleaned]
     return [dataclasses.replace(k, name=n) for k, n in zip(found, short, strict=True)]
 

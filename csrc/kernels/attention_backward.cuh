@@ -81,7 +81,8 @@ enum class Gradients { kBoth, kKeys, kValues };
 
 // Grid: blocks of keys, sequences times groups.
 template <class T, int kHead, Gradients kWhat>
-__global__ void __launch_bounds__(kAttentionThreads) attention_keys_kernel(const Params<T> p) {
+__global__ void __launch_bounds__(kAttentionThreads, kHead > 128 ? 1 : 2)
+    attention_keys_kernel(const Params<T> p) {
     constexpr bool kWithKeys = kWhat != Gradients::kValues;
     constexpr bool kWithValues = kWhat != Gradients::kKeys;
     extern __shared__ __align__(16) unsigned char attention_shared[];
@@ -314,7 +315,7 @@ void launch_backward(const AttentionBackward& args, void* stream) {
     const LaunchShape of_keys = shape(key_blocks, 2 * kKeys + 4 * kRowTile);
     if (key_blocks == 0) {
         // Nothing to be given a gradient.
-    } else if constexpr (kHead <= 128) {
+    } else if constexpr (kHead < 128) {
         launch_large(attention_keys_kernel<T, kHead, Gradients::kBoth>, of_keys, params);
     } else {
         launch_large(attention_keys_kernel<T, kHead, Gradients::kKeys>, of_keys, params);

@@ -205,7 +205,9 @@ __device__ __forceinline__ void multiply_transposed(float (&sums)[kRight / 8][4]
 #pragma unroll
         for (int i = 0; i < 4; ++i) sums[n][i] = 0.0f;
     }
-#pragma unroll
+    // Wide heads leave no registers for loads far ahead.
+    constexpr int kUnroll = kHead > 128 ? 4 : kHead / 16;
+#pragma unroll kUnroll
     for (int d = 0; d < kHead; d += 16) {
         std::uint32_t a[4];
         left.left(a, row, d);
