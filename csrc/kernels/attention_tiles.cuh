@@ -206,7 +206,7 @@ __device__ __forceinline__ void multiply_transposed(float (&sums)[kRight / 8][4]
         for (int i = 0; i < 4; ++i) sums[n][i] = 0.0f;
     }
     // Wide heads leave no registers for loads far ahead.
-    constexpr int kUnroll = kHead > 128 ? 4 : kHead / 16;
+    [[maybe_unused]] constexpr int kUnroll = kHead > 128 ? 4 : kHead / 16;
 #pragma unroll kUnroll
     for (int d = 0; d < kHead; d += 16) {
         std::uint32_t a[4];
