@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,15 +11,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from megacore.data import build_datasets
 from megacore.data.bert_dataset import BertBatch, BertKind, make_bert_batch
+from megacore.data.kinds import DatasetKind
 from megacore.data.t5_dataset import T5Batch, T5Kind, make_t5_batch
-from megacore.data.tokenizers import Tokenizer
 from megacore.models.bert import BertModel, BertOutput
 from megacore.models.staged import StagedModel
 from megacore.models.t5 import T5Model
 from megacore.parallel.apply import MakeModel
-from megacore.training.family import LM_LOSS, Family, SplitSamples, wide
+from megacore.training.family import LM_LOSS, Family, wide
 from megacore.training.flops import EncoderDecoderShape, ModelShape
 from megacore.training.run_config import RunConfig
 
@@ -83,25 +81,9 @@ class BertFamily(Family[BertInputs]):
         """Makes a BERT."""
         return BertModel
 
-    def open_datasets(
-        self,
-        run: RunConfig,
-        tokenizer: Tokenizer,
-        *,
-        wanted: tuple[int | None, int | None, int | None],
-        may_build: bool,
-        say: Callable[[str], None],
-    ) -> SplitSamples:
+    def dataset_kind(self, run: RunConfig) -> DatasetKind[Any]:
         """See `Family`."""
-        found = build_datasets(
-            run.data,
-            tokenizer,
-            kind=BertKind(run.masking, binary_head=self._has_order),
-            seed=run.training.seed,
-            num_samples=wanted,
-            may_build=may_build,
-        )
-        return SplitSamples(found.train, found.valid, found.test)
+        return BertKind(run.masking, binary_head=self._has_order)
 
     def make_batch(
         self, dataset: Any, samples: NDArray[np.int64], *, vocab_size: int
@@ -151,25 +133,9 @@ class T5Family(Family[T5Batch]):
         """Makes a T5."""
         return T5Model
 
-    def open_datasets(
-        self,
-        run: RunConfig,
-        tokenizer: Tokenizer,
-        *,
-        wanted: tuple[int | None, int | None, int | None],
-        may_build: bool,
-        say: Callable[[str], None],
-    ) -> SplitSamples:
+    def dataset_kind(self, run: RunConfig) -> DatasetKind[Any]:
         """See `Family`."""
-        found = build_datasets(
-            run.data,
-            tokenizer,
-            kind=T5Kind(run.masking),
-            seed=run.training.seed,
-            num_samples=wanted,
-            may_build=may_build,
-        )
-        return SplitSamples(found.train, found.valid, found.test)
+        return T5Kind(run.masking)
 
     def make_batch(self, dataset: Any, samples: NDArray[np.int64], *, vocab_size: int) -> T5Batch:
         """See `Family`."""

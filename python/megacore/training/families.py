@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from megacore.data import Batch, build_datasets
+from megacore.data import Batch
 from megacore.data.chat.datasets import build_chat_datasets
 from megacore.data.loader import make_batch
 from megacore.data.tokenizers import Tokenizer
@@ -42,22 +42,20 @@ class GPTFamily(Family[Batch]):
         say: Callable[[str], None],
     ) -> SplitSamples:
         """See `Family`; conversations with `--sft`."""
-        seed = run.training.seed
-        if run.sft.sft:
-            chats = build_chat_datasets(
-                run.sft,
-                run.data,
-                tokenizer,
-                seed=seed,
-                num_samples=wanted,
-                may_build=may_build,
-                say=say,
+        if not run.sft.sft:
+            return super().open_datasets(
+                run, tokenizer, wanted=wanted, may_build=may_build, say=say
             )
-            return SplitSamples(chats.train, chats.valid, chats.test)
-        texts = build_datasets(
-            run.data, tokenizer, seed=seed, num_samples=wanted, may_build=may_build
+        chats = build_chat_datasets(
+            run.sft,
+            run.data,
+            tokenizer,
+            seed=run.training.seed,
+            num_samples=wanted,
+            may_build=may_build,
+            say=say,
         )
-        return SplitSamples(texts.train, texts.valid, texts.test)
+        return SplitSamples(chats.train, chats.valid, chats.test)
 
     def make_batch(self, dataset: Any, samples: NDArray[np.int64], *, vocab_size: int) -> Batch:
         """See `Family`."""

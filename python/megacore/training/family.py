@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from megacore.data import build_datasets
+from megacore.data.kinds import DatasetKind
 from megacore.data.tokenizers import Tokenizer
 from megacore.models.staged import StagedModel
 from megacore.parallel.apply import MakeModel
@@ -74,7 +76,10 @@ class Family(ABC, Generic[AnyBatch]):
     def make_model(self) -> MakeModel:
         """Makes the whole model."""
 
-    @abstractmethod
+    def dataset_kind(self, run: RunConfig) -> DatasetKind[Any] | None:
+        """What samples are cut out of the files; None: those of a GPT."""
+        return None
+
     def open_datasets(
         self,
         run: RunConfig,
@@ -96,6 +101,15 @@ class Family(ABC, Generic[AnyBatch]):
         Raises:
             DataError: A dataset cannot be read, or has nothing for a split that is wanted.
         """
+        found = build_datasets(
+            run.data,
+            tokenizer,
+            kind=self.dataset_kind(run),
+            seed=run.training.seed,
+            num_samples=wanted,
+            may_build=may_build,
+        )
+        return SplitSamples(found.train, found.valid, found.test)
 
     @abstractmethod
     def make_batch(self, dataset: Any, samples: NDArray[np.int64], *, vocab_size: int) -> AnyBatch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -13,16 +13,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from megacore.data import build_datasets
 from megacore.data.ict_config import IctConfig
 from megacore.data.ict_dataset import IctBatch, IctKind, make_ict_batch
-from megacore.data.tokenizers import Tokenizer
+from megacore.data.kinds import DatasetKind
 from megacore.evaluation.retrieval.config import BiencoderConfig
 from megacore.models.biencoder import BiencoderModel
 from megacore.models.staged import StagedModel
 from megacore.parallel.apply import MakeModel
 from megacore.parallel.groups import Group, single_process_groups
-from megacore.training.family import LM_LOSS, Family, SplitSamples
+from megacore.training.family import LM_LOSS, Family
 from megacore.training.run_config import RunConfig
 
 
@@ -60,25 +59,9 @@ class IctFamily(Family[IctBatch]):
             shared=self._biencoder.biencoder_shared_query_context_model,
         )
 
-    def open_datasets(
-        self,
-        run: RunConfig,
-        tokenizer: Tokenizer,
-        *,
-        wanted: tuple[int | None, int | None, int | None],
-        may_build: bool,
-        say: Callable[[str], None],
-    ) -> SplitSamples:
+    def dataset_kind(self, run: RunConfig) -> DatasetKind[Any]:
         """See `Family`."""
-        found = build_datasets(
-            run.data,
-            tokenizer,
-            kind=IctKind(self._ict),
-            seed=run.training.seed,
-            num_samples=wanted,
-            may_build=may_build,
-        )
-        return SplitSamples(found.train, found.valid, found.test)
+        return IctKind(self._ict)
 
     def make_batch(self, dataset: Any, samples: NDArray[np.int64], *, vocab_size: int) -> IctBatch:
         """See `Family`."""
