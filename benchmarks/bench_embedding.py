@@ -14,7 +14,7 @@ import torch
 from op_timing import HEADER, arguments, copy_bandwidth, forward_backward, medians, row
 
 from megacore.ops.embedding import embedding, embedding_reference
-from megacore.ops.linear import GradientSum
+from megacore.ops.linear import add_gradients_to
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
         name = str(dtype).removeprefix("torch.")
         print(row(f"{name}, gradient", ours, peer, moved, bandwidth), flush=True)
         summed = torch.nn.Parameter(table.detach())
-        GradientSum(torch.zeros(table.shape, device=args.device)).attach(summed)
+        add_gradients_to(summed, torch.zeros(table.shape, device=args.device))
 
         def added(summed: torch.nn.Parameter = summed, dout: torch.Tensor = dout) -> None:
             embedding(summed, indices).backward(dout)

@@ -3,7 +3,7 @@
 PyTorch's CPU gradient adds in the dtype of the table: in bfloat16 a sum over a frequent token stops
 growing after a few hundred occurrences. Here the tokens are sorted by row, and each row of the
 gradient is one sum in the order of its tokens. Where the optimizer keeps a sum of gradients in
-float32 (`GradientSum`), that is added to it at once: a gradient of the whole table, of which a
+float32 (`add_gradients_to`), that is added to it at once: a gradient of the whole table, of which a
 batch takes few rows, is not made. The kernels are `csrc/kernels/embedding.*`.
 """
 
@@ -32,7 +32,7 @@ def embedding(table: Tensor, indices: Tensor) -> Tensor:
     if table.dtype == torch.float64:
         return F.embedding(indices, table)
     total = sum_of(table)
-    if total is not None and total.total.dtype == torch.float32 and torch.is_grad_enabled():
+    if total is not None and total.dtype == torch.float32 and torch.is_grad_enabled():
         summed: Tensor = _Summed.apply(table, indices)
         return summed
     rows: Tensor = torch.ops.megacore.embedding(table, indices)
@@ -89,7 +89,7 @@ class _Summed(torch.autograd.Function):
         (indices,), table = ctx.saved_tensors, ctx.table
         total = sum_of(table)
         assert total is not None
-        torch.ops.megacore.embedding_gradient_add_(total.total, *_sorted_tokens(indices, grads[0]))
+        torch.ops.megacore.embedding_gradient_add_(total, *_sorted_tokens(indices, grads[0]))
         return None, None
 
 

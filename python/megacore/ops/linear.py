@@ -1,9 +1,9 @@
 """The products of a linear layer, and its gradient of the weight added straight into a sum.
 
 y = x W^T + b has three products: itself, dx = dy W and dW = dy^T x. Whoever keeps sums of gradients
-(the optimizer, in float32) hangs a `GradientSum` on a parameter; the third product is then added
-to that without a gradient of its own, which would be written, rounded, read and added. Autograd
-gets None for it, and still calls the parameter's hooks once, when all of its uses are done.
+(the optimizer, in float32) says so of a parameter (`add_gradients_to`); the third product is then
+added to them without a gradient of its own, which would be written, rounded, read and added.
+Autograd gets None for it, and still calls the parameter's hooks once, when all uses are done.
 
 Source: Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models" (2022);
 Megatron-LM's gradient accumulation fusion.
@@ -11,7 +11,6 @@ Megatron-LM's gradient accumulation fusion.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,24 +22,14 @@ from megacore.ops.gemm import is_native, matmul, matmul_add_
 _ATTRIBUTE = "gradient_sum"
 
 
-@dataclass(frozen=True)
-class GradientSum:
-    """Where gradients of a parameter are added up.
-
-    Attributes:
-        total: The sum, in the shape of the parameter.
-    """
-
-    total: Tensor
-
-    def attach(self, param: torch.nn.Parameter) -> None:
-        """Makes products add to it."""
-        setattr(param, _ATTRIBUTE, self)
+def add_gradients_to(param: torch.nn.Parameter, total: Tensor) -> None:
+    """Makes products for the gradient of a parameter add to `total`, of its shape."""
+    setattr(param, _ATTRIBUTE, total)
 
 
-def sum_of(weight: Tensor) -> GradientSum | None:
+def sum_of(weight: Tensor) -> Tensor | None:
     """What products for the gradient of a weight add to, if anything."""
-    found: GradientSum | None = getattr(weight, _ATTRIBUTE, None)
+    found: Tensor | None = getattr(weight, _ATTRIBUTE, None)
     return found
 
 
@@ -82,10 +71,10 @@ def weight_gradient(weight: Tensor, x: Tensor, dy: Tensor) -> Tensor | None:
         x: [..., in].
         dy: [..., out], the gradient of y.
     """
-    grads = sum_of(weight)
-    if grads is None:
+    total = sum_of(weight)
+    if total is None:
         return weight_product(x, dy)
-    add_weight_product(grads.total, x, dy)
+    add_weight_product(total, x, dy)
     return None
 
 

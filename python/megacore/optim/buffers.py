@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from megacore.ops.linear import GradientSum
+from megacore.ops.linear import add_gradients_to
 from megacore.optim.groups import GroupKey, TrainedParam
 from megacore.parallel.groups import Group
 
@@ -215,7 +215,7 @@ class Bucket:
         for param, view in zip(self.parameters, self._grad_views, strict=True):
             setattr(param, MAIN_GRAD, view)
             if fused:
-                GradientSum(view).attach(param)
+                add_gradients_to(param, view)
             if notify is not None or not self.grad_is_leaf:
                 param.register_post_accumulate_grad_hook(accumulate)
 

@@ -139,7 +139,7 @@ def accumulate(weight: Tensor, compute: Callable[[], Tensor]) -> None:
     """
     fused = sum_of(weight)
     if fused is not None and isinstance(compute, LateProduct):
-        add_weight_product(fused.total, compute.x(), compute.dy())
+        add_weight_product(fused, compute.x(), compute.dy())
         return
     total: Tensor | None = getattr(weight, "main_grad", None)
     if total is None:
